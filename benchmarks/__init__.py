@@ -1,0 +1,1 @@
+"""Benchmarks: kappa_log against bare hand-written loops over the same store."""

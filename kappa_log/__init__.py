@@ -1,0 +1,84 @@
+"""kappa_log: Kafka events in an append-only log, every view rebuildable from it.
+
+The public names load on first use, so that importing the package, and
+``kappa-log --help``, open no database library.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kappa_log.app import KappaLog
+    from kappa_log.errors import (
+        KappaLogError,
+        ProjectionError,
+        StorageError,
+        UsageError,
+    )
+    from kappa_log.events import ORIGIN, Event, Position, make_event
+    from kappa_log.fold import Projection, projection
+    from kappa_log.handler import Ack, FieldOptions, Handler, Metadata, ack
+    from kappa_log.replay import ReplayPlan, ReplayReport
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ORIGIN": "events",
+    "Ack": "handler",
+    "Event": "events",
+    "FieldOptions": "handler",
+    "Handler": "handler",
+    "KappaLog": "app",
+    "KappaLogError": "errors",
+    "Metadata": "handler",
+    "Position": "events",
+    "Projection": "fold",
+    "ProjectionError": "errors",
+    "ReplayPlan": "replay",
+    "ReplayReport": "replay",
+    "StorageError": "errors",
+    "UsageError": "errors",
+    "ack": "handler",
+    "make_event": "events",
+    "projection": "fold",
+}
+
+__all__ = [
+    "ORIGIN",
+    "Ack",
+    "Event",
+    "FieldOptions",
+    "Handler",
+    "KappaLog",
+    "KappaLogError",
+    "Metadata",
+    "Position",
+    "Projection",
+    "ProjectionError",
+    "ReplayPlan",
+    "ReplayReport",
+    "StorageError",
+    "UsageError",
+    "ack",
+    "make_event",
+    "projection",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module (PEP 562)."""
+    home = _HOMES.get(name)
+    if home is None:
+        msg = f"module 'kappa_log' has no attribute {name!r}"
+        raise AttributeError(msg)
+    from importlib import import_module
+
+    value = getattr(import_module(f"kappa_log.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(__all__)

@@ -1,0 +1,929 @@
+"""KappaLog: the front door. It wires storage, projections and the clock together.
+
+All that the command line does is a method here.
+"""
+
+from __future__ import annotations
+
+import getpass
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from kappa_log import discovery, duplicates, ingest, project, verify
+from kappa_log.codec import decoder_named
+from kappa_log.columns import Unsettled
+from kappa_log.config import Config, ListenerConfig, load_config
+from kappa_log.cursor import Lag, lag, spans
+from kappa_log.errors import ConfigError, NotFound, UsageError
+from kappa_log.events import Event, Position, from_micros
+from kappa_log.files import LineFile
+from kappa_log.fold import Projection, Registry
+from kappa_log.handler import FieldHandler, FieldOptions, load_handler, split_path
+from kappa_log.ingest import IngestProgress, IngestReport, Listener
+from kappa_log.project import OnProgress, ProjectReport
+from kappa_log.records import check_dedupe
+from kappa_log.replay import Replayer, ReplayPlan, ReplayReport, ReplayRequest, Swap
+from kappa_log.storage import builds, diff, ledger, lists, log, migrations, replays
+from kappa_log.storage.builds import Build, Mixed
+from kappa_log.storage.database import Database, sqlite_module
+from kappa_log.storage.diff import Diff
+from kappa_log.storage.replays import ReplayRow
+from kappa_log.verify import VerifyReport
+
+DEFAULT_GROUP = "kappa-log"
+"""Group of a topic that is ingested without a listener."""
+
+POLL_SECONDS = 0.2
+"""How often a follower looks for new events."""
+
+
+class HeadStatus(msgspec.Struct, frozen=True):
+    """The end of the log; its digest, kept elsewhere, proves the log later."""
+
+    position: Position
+    digest: str
+    recorded_at: datetime | None
+
+
+class BuildStatus(msgspec.Struct, frozen=True):
+    """One build of a projection."""
+
+    number: int
+    version: int
+    role: str
+    cursor: Position
+    rows: int
+    mixed: Mixed | None
+    unkeyed: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class ProjectionStatus(msgspec.Struct, frozen=True):
+    """A projection: what is registered, and what is built."""
+
+    name: str
+    version: int | None
+    """Highest registered version; None if none is."""
+    doc: str | None
+    topics: list[str]
+    view: str
+    live: BuildStatus | None
+    builds: list[BuildStatus]
+    lag: Lag | None
+    stale: list[str]
+    """Fingerprints in which the live build differs from the registered code."""
+    columns: list[str]
+
+
+class Explained(msgspec.Struct, frozen=True):
+    """One event of a row, and the state after it; None deletes the row."""
+
+    event: Event
+    state: dict[str, Any] | None
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One thing that doctor looked at."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str | None = None
+
+
+class KappaLog:
+    """One log with its projections.
+
+    Args:
+        url: Database; the configuration's if None.
+        config: Configuration; found from the current folder upwards if None.
+        projections: Projections to use instead of those that the configuration's
+            modules declare.
+        clock: The time; for tests.
+
+    Raises:
+        ConfigError: A setting is wrong.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        config: Config | None = None,
+        projections: Iterable[Projection] | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.config = config or load_config()
+        self.database = Database(
+            url or self.config.database.url, self.config.database.prefix
+        )
+        self.interrupted_replay: int | None = None
+        """Id of the replay that an interrupt left to be resumed."""
+        self._given = None if projections is None else Registry(projections)
+        self._clock = clock
+
+    @classmethod
+    def open(
+        cls, folder: Path | None = None, overrides: dict[str, Any] | None = None
+    ) -> Self:
+        """Return the log that a folder's configuration names."""
+        return cls(config=load_config(folder, overrides))
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.database.dispose()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close all connections."""
+        self.close()
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The registered projections; importing them happens once, when first asked.
+
+        Raises:
+            RegistrationError: A module cannot be imported or declares what cannot work.
+        """
+        if self._given is not None:
+            return self._given
+        return discovery.discover(self.config.projections.modules, self.config.folder)
+
+    # --- the database -------------------------------------------------------
+
+    def create_database(self) -> bool:
+        """Create the database and its tables; tell whether they are new."""
+        return migrations.create(self.database, self._clock())
+
+    def drop_database(self) -> bool:
+        """Remove all that kappa_log made; tell whether there was anything."""
+        return migrations.drop(self.database)
+
+    def reset_database(self) -> None:
+        """Remove all that kappa_log made, and create it anew, empty."""
+        self.drop_database()
+        self.create_database()
+
+    def upgrade_database(self, revision: str = "head") -> None:
+        """Move the tables up to a revision."""
+        if self.database_state().verdict == "empty":
+            self._require()
+        migrations.upgrade(self.database, self._clock(), revision)
+
+    def downgrade_database(self, revision: str = "-1") -> None:
+        """Move the tables down; ``base`` removes them."""
+        if self.database_state().verdict == "empty":
+            self._require()
+        migrations.downgrade(self.database, revision)
+
+    def database_state(self) -> migrations.SchemaState:
+        """Return which revision the database has, and which is wanted."""
+        return migrations.state(self.database)
+
+    def database_history(self) -> list[migrations.Revision]:
+        """Return all migrations, oldest first."""
+        return migrations.history(self.database)
+
+    def _require(self) -> None:
+        migrations.require_current(self.database)
+
+    # --- ingest -------------------------------------------------------------
+
+    def ingest(
+        self,
+        file: str | Path,
+        *,
+        topic: str,
+        group: str | None = None,
+        source: str | None = None,
+        fields: FieldOptions | None = None,
+        dedupe: str | None = None,
+        on_progress: Callable[[IngestProgress], None] | None = None,
+    ) -> IngestReport:
+        """Take the lines of a file into the log, from where the last run ended.
+
+        Args:
+            file: JSON lines; ``.gz`` is decompressed, ``-`` is standard input.
+            topic: Topic of the events.
+            group: Group of the events; that of the topic's listener, else kappa-log.
+            source: Name of the source; the file's base name if None.
+            fields: Which fields say entity, time, type and version, for a topic
+                without a listener.
+            dedupe: payload, offset, key+payload or header:NAME, for a topic
+                without a listener.
+            on_progress: Called after each batch.
+
+        Raises:
+            UsageError: The options contradict a listener or an earlier run.
+            SourceError: The file cannot be read; what was read is kept.
+            SourceDiverged: The file is not what was ingested before.
+            StorageError: The database refused; what was committed is kept.
+        """
+        listener, stored = self._listener(topic, group, fields, dedupe)
+        lines = LineFile(file, source)
+        self._require()
+        return ingest.ingest_file(
+            self.database,
+            listener,
+            lines,
+            fields=stored,
+            batch_size=self.config.ingest.batch_size,
+            clock=self._clock,
+            on_progress=on_progress,
+        )
+
+    def _listener(
+        self,
+        topic: str,
+        group: str | None,
+        fields: FieldOptions | None,
+        dedupe: str | None,
+    ) -> tuple[Listener, str | None]:
+        """Return who decides about a topic, and the field options to store."""
+        if not topic or "\0" in topic:
+            msg = f"topic {topic!r} is empty or contains NUL"
+            raise UsageError(msg)
+        configured = [found for found in self.config.listeners if found.topic == topic]
+        if group is not None:
+            configured = [found for found in configured if found.group_id == group]
+        if not configured:
+            chosen = fields or FieldOptions()
+            listener = Listener(
+                id=f"ingest-{topic}",
+                topic=topic,
+                group_id=group or DEFAULT_GROUP,
+                handler=FieldHandler(chosen),
+                decoder=decoder_named("json"),
+                dedupe=check_dedupe(dedupe or "payload"),
+                key_path=split_path(chosen.key),
+            )
+            return listener, msgspec.json.encode(chosen).decode()
+        if len(configured) > 1:
+            groups = ", ".join(found.group_id for found in configured)
+            msg = f"topic '{topic}' has listeners for the groups {groups}; pick one by --group"
+            raise UsageError(msg)
+        if dedupe is not None or (fields is not None and fields != FieldOptions()):
+            msg = (
+                f"topic '{topic}' has a listener, whose handler says entity, time, type "
+                "and key; leave the field options and --dedupe out"
+            )
+            raise UsageError(msg)
+        return self._configured(configured[0]), None
+
+    def _configured(self, found: ListenerConfig) -> Listener:
+        folder = str(self.config.folder.resolve())
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        return Listener(
+            id=f"{found.group_id}-{found.topic}",
+            topic=found.topic,
+            group_id=found.group_id,
+            handler=load_handler(found.handler),
+            decoder=decoder_named(found.decoder),
+            dedupe=check_dedupe(found.dedupe),
+            park=found.park,
+        )
+
+    # --- reading the log ----------------------------------------------------
+
+    def head(self) -> HeadStatus:
+        """Return the end of the log."""
+        self._require()
+        with self.database.read() as connection:
+            found = log.head(connection, self.database)
+        at = None if found.recorded_at is None else from_micros(found.recorded_at)
+        return HeadStatus(found.position, found.digest.hex(), at)
+
+    def events(
+        self, *, limit: int = 20, oldest_first: bool = False, **chosen: Any
+    ) -> list[Event]:
+        """Return events by position, newest first.
+
+        Args:
+            limit: Most events to return.
+            oldest_first: Begin at the lowest position.
+            chosen: topic, group, entity_id, event_type, after, before, since.
+        """
+        self._require()
+        with self.database.read() as connection:
+            return lists.events(
+                connection,
+                self.database,
+                lists.EventFilter(**chosen),
+                limit=limit,
+                oldest_first=oldest_first,
+            )
+
+    def event(self, position: Position) -> Event:
+        """Return the event at a position, or raise NotFound."""
+        self._require()
+        with self.database.read() as connection:
+            return lists.event(connection, self.database, position)
+
+    def sources(self) -> dict[int, str]:
+        """Return source_id → name of the sources that the log knows."""
+        self._require()
+        with self.database.read() as connection:
+            return lists.sources(connection, self.database)
+
+    def tail(
+        self,
+        *,
+        stop: threading.Event,
+        after: Position | None = None,
+        topic: str | None = None,
+    ) -> Iterator[Event]:
+        """Yield events as they come, until told to stop.
+
+        Args:
+            stop: Ends the iteration when set.
+            after: Position to begin after; None begins at the head.
+            topic: Topic to follow; None follows all.
+        """
+        cursor = self.head().position if after is None else after
+        while not stop.is_set():
+            found = self.events(after=cursor, topic=topic, limit=500, oldest_first=True)
+            yield from found
+            if found:
+                cursor = found[-1].position
+            else:
+                stop.wait(POLL_SECONDS)
+
+    def duplicates(
+        self, *, limit: int = 50, after: int | None = None
+    ) -> list[lists.Duplicate]:
+        """Return dropped duplicates by id."""
+        self._require()
+        with self.database.read() as connection:
+            return lists.duplicates(connection, self.database, limit=limit, after=after)
+
+    def admit(self, identifier: int, reason: str | None = None) -> Position:
+        """Turn a dropped duplicate into an event; return its position.
+
+        Raises:
+            NotFound: No such duplicate, or another process admitted it.
+            UsageError: Its handler raises on it or skips it.
+        """
+        self._require()
+        with self.database.read() as connection:
+            found = lists.duplicates(
+                connection, self.database, limit=1, only=identifier
+            )
+            if not found:
+                raise NotFound(
+                    "duplicate", identifier, "See: kappa-log duplicates list"
+                )
+            listener = self._listener_of(connection, found[0])
+        return duplicates.admit(
+            self.database,
+            listener,
+            found[0],
+            clock=self._clock,
+            who=_user(),
+            reason=reason,
+        )
+
+    def _listener_of(self, connection: Any, kept: lists.Received) -> Listener:
+        """Return who decided about a record that was kept, by its stored options."""
+        lane = ledger.Lane(kept.source, kept.topic, kept.group_id, kept.partition)
+        row = ledger.peek(connection, self.database, lane)
+        if row is None or row.fields is None:
+            return self._listener(kept.topic, kept.group_id, None, None)[0]
+        fields = msgspec.json.decode(row.fields, type=FieldOptions)
+        return Listener(
+            id=f"ingest-{kept.topic}",
+            topic=kept.topic,
+            group_id=kept.group_id,
+            handler=FieldHandler(fields),
+            decoder=decoder_named("json"),
+            dedupe=row.dedupe,
+        )
+
+    def failures(self, *, limit: int = 50) -> list[lists.Failure]:
+        """Return failures, newest first."""
+        self._require()
+        with self.database.read() as connection:
+            return lists.failures(connection, self.database, limit=limit)
+
+    def failure(self, identifier: int) -> lists.Failure:
+        """Return one failure, or raise NotFound."""
+        self._require()
+        with self.database.read() as connection:
+            found = lists.failures(connection, self.database, limit=1, only=identifier)
+        if not found:
+            raise NotFound("failure", identifier, "See: kappa-log failures list")
+        return found[0]
+
+    # --- projections --------------------------------------------------------
+
+    def projections(self) -> list[ProjectionStatus]:
+        """Return all projections that are registered or built, by name."""
+        self._require()
+        with self.database.read() as connection:
+            built = {build.projection for build in builds.of(connection, self.database)}
+            names = sorted({*self.registry.names, *built})
+            return [self._status(connection, name) for name in names]
+
+    def projection(self, name: str) -> ProjectionStatus:
+        """Return one projection, or raise ProjectionNotFound."""
+        self._require()
+        with self.database.read() as connection:
+            if not builds.of(connection, self.database, name):
+                self.registry.latest(name)
+            return self._status(connection, name)
+
+    def _status(self, connection: Any, name: str) -> ProjectionStatus:
+        found = [
+            (build, self._build_status(connection, build))
+            for build in builds.of(connection, self.database, name)
+        ]
+        live = next((pair for pair in found if pair[0].role == "live"), None)
+        fold = self.registry.latest(name) if name in self.registry.names else None
+        behind = None
+        stale: list[str] = []
+        if live is not None:
+            behind = lag(
+                live[0].cursor,
+                log.head(connection, self.database).position,
+                log.recorded_after(connection, self.database, live[0].cursor),
+                self._clock(),
+            )
+            if self.registry.made_by(name, live[0].fingerprints) is None:
+                stale = (
+                    ["code"]
+                    if fold is None
+                    else live[0].fingerprints.differing(fold.fingerprints)
+                )
+        layout = live[0].layout if live else fold and builds.layout_of(fold)
+        return ProjectionStatus(
+            name=name,
+            version=fold.version if fold else None,
+            doc=(fold.__doc__ or "").strip() or None if fold else None,
+            topics=list(fold.topics) if fold else [],
+            view=builds.view_name(self.database, name),
+            live=live[1] if live else None,
+            builds=[status for _, status in found],
+            lag=behind,
+            stale=stale,
+            columns=layout.names if layout else [],
+        )
+
+    def _build_status(self, connection: Any, build: Build) -> BuildStatus:
+        return BuildStatus(
+            number=build.number,
+            version=build.version,
+            role=build.role,
+            cursor=build.cursor,
+            rows=builds.count_rows(connection, self.database, build),
+            mixed=build.mixed,
+            unkeyed=build.unkeyed,
+            created_at=build.created_at,
+            updated_at=build.updated_at,
+        )
+
+    def project(
+        self, names: Sequence[str] = (), *, on_progress: OnProgress | None = None
+    ) -> list[ProjectReport]:
+        """Bring live builds up to the head; make those that are missing.
+
+        Args:
+            names: Which projections; all registered ones if empty.
+            on_progress: Called as folding goes on.
+
+        Raises:
+            ProjectionNotFound: No such projection; nothing was folded.
+            ProjectionError: A fold failed; all before that event is written.
+        """
+        self._require()
+        for name in names:
+            self.projection(name)
+        return [
+            project.project(
+                self.database, self.registry, name, self._clock, on_progress
+            )
+            for name in names or self.registry.names
+        ]
+
+    def follow(
+        self,
+        names: Sequence[str] = (),
+        *,
+        stop: threading.Event,
+        on_report: Callable[[ProjectReport], None] | None = None,
+    ) -> None:
+        """Keep live builds at the head until told to stop."""
+        while not stop.is_set():
+            for report in self.project(names):
+                if on_report is not None:
+                    on_report(report)
+            stop.wait(POLL_SECONDS)
+
+    def plan_replay(self, name: str, **request: Any) -> ReplayPlan:
+        """Return what a replay would do; nothing is written. Options as `replay`."""
+        self._require()
+        return self._replayer().plan(name, ReplayRequest(**request))
+
+    def replay(
+        self,
+        name: str,
+        *,
+        on_plan: Callable[[ReplayPlan], None] | None = None,
+        on_progress: OnProgress | None = None,
+        **request: Any,
+    ) -> ReplayReport:
+        """Fold a range of the log into a new build, compare it, and promote it.
+
+        Args:
+            name: The projection; its highest registered version is built.
+            on_plan: Called with what the request comes to, before anything is written.
+            on_progress: Called as folding goes on.
+            request: since, from_position or from_offset (a start: only keys touched
+                from there on are folded again); by (recorded or event-time); until;
+                promote (default True); max_changed; reason. See `ReplayRequest`.
+
+        Raises:
+            UsageError: The request contradicts itself, or needs a full replay.
+            AlreadyRunning: Another replay of it runs, or was interrupted.
+            ProjectionError: The fold failed; the live build was not changed.
+        """
+        self._require()
+        return self._interruptible(
+            lambda: self._replayer(on_plan, on_progress).replay(
+                name, ReplayRequest(**request)
+            )
+        )
+
+    def resume(
+        self, identifier: int, *, on_progress: OnProgress | None = None
+    ) -> ReplayReport:
+        """Go on with a replay that was killed or interrupted."""
+        self._require()
+        return self._interruptible(
+            lambda: self._replayer(None, on_progress).resume(identifier)
+        )
+
+    def cancel(self, identifier: int) -> ReplayRow:
+        """End a replay that does not run, and drop what it built."""
+        self._require()
+        return self._replayer().cancel(identifier)
+
+    def replays(
+        self,
+        projection: str | None = None,
+        *,
+        unfinished: bool = False,
+        limit: int = 50,
+    ) -> list[ReplayRow]:
+        """Return replays, newest first."""
+        self._require()
+        with self.database.read() as connection:
+            return replays.listed(
+                connection,
+                self.database,
+                projection=projection,
+                unfinished=unfinished,
+                limit=limit,
+            )
+
+    def _replayer(
+        self,
+        on_plan: Callable[[ReplayPlan], None] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Replayer:
+        def started(identifier: int) -> None:
+            self.interrupted_replay = identifier
+
+        return Replayer(
+            self.database,
+            self.registry,
+            self._clock,
+            who=_user(),
+            on_plan=on_plan,
+            on_progress=on_progress,
+            on_start=started,
+        )
+
+    def _interruptible(self, run: Callable[[], ReplayReport]) -> ReplayReport:
+        self.interrupted_replay = None
+        report = run()
+        self.interrupted_replay = None
+        return report
+
+    def rows(
+        self,
+        name: str,
+        *,
+        key: str | None = None,
+        build: int | None = None,
+        limit: int | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a projection by key: key columns, then the state's fields.
+
+        Args:
+            name: The projection.
+            key: One key as text; parts of a tuple joined by ``/``.
+            build: Number of a build; the live one if None.
+            limit: Most rows to yield.
+        """
+        self._require()
+        with self.database.read() as connection:
+            found = self._build(connection, name, build)
+            where = None if key is None else self._key_columns(found, name, key)
+            yield from builds.plain_rows(
+                connection, self.database, found, where=where, limit=limit
+            )
+
+    def explain(self, name: str, key: str) -> Iterator[Explained]:
+        """Yield each event of a row with the state after it, up to the live cursor.
+
+        Raises:
+            ProjectionNotFound: The projection's code is not registered.
+            ProjectionError: The fold fails on one of the events.
+        """
+        self._require()
+        fold = self.registry.latest(name)
+        with self.database.read() as connection:
+            build = builds.in_role(connection, self.database, name, "live")
+            head = log.head(connection, self.database).position
+        if build is not None:
+            fold = self.registry.made_by(name, build.fingerprints) or fold
+        wanted = _parsed(fold, key)
+        end = build.cursor if build else head
+        state: Any = None
+        for event in self._events_of(fold, wanted, end):
+            state = fold.step(wanted, state, event)
+            yield Explained(event, fold.state_shape.fields(state))
+
+    def _events_of(self, fold: Projection, key: Any, end: Position) -> Iterator[Event]:
+        reader = project.reader_of(self.database, fold, {key})
+        for after, until in spans(0, end, project.PAGE_EVENTS):
+            for _, event in fold.keyed(reader.page(after, until), {key})[0]:
+                yield event
+
+    def diff(self, name: str, old: int | None = None, new: int | None = None) -> Diff:
+        """Compare two builds of a projection that are at one position.
+
+        Args:
+            name: The projection.
+            old: Number of a build; the live one if None.
+            new: Number of a build; the newest other one if None.
+
+        Raises:
+            NotFound: No such builds.
+            UsageError: They are at different positions.
+        """
+        self._require()
+        with self.database.read() as connection:
+            left = self._build(connection, name, old)
+            others = [
+                build
+                for build in builds.of(connection, self.database, name)
+                if build.number != left.number
+            ]
+            if new is None and not others:
+                raise NotFound(
+                    "a second build of",
+                    name,
+                    f"Make one: kappa-log replay {name} --no-promote",
+                )
+            right = others[-1] if new is None else self._build(connection, name, new)
+            if left.cursor != right.cursor:
+                msg = (
+                    f"{left.label} is at position {left.cursor}, {right.label} at "
+                    f"{right.cursor}; rows are compared at one position only"
+                )
+                raise UsageError(msg)
+            return diff.compare(connection, self.database, left, right)
+
+    def promote(
+        self, name: str, *, max_changed: str | None = None, reason: str | None = None
+    ) -> ReplayReport:
+        """Promote the newest shadow that a replay kept."""
+        self._require()
+        return self._interruptible(
+            lambda: self._replayer().promote(
+                name, max_changed=max_changed, reason=reason
+            )
+        )
+
+    def undo(
+        self, name: str, *, behind: bool = False, reason: str | None = None
+    ) -> Swap:
+        """Make the retired build the live one again.
+
+        Args:
+            name: The projection.
+            behind: Swap even if the retired build cannot catch up.
+            reason: Why, for the audit trail.
+        """
+        self._require()
+        return self._replayer().undo(name, behind=behind, reason=reason)
+
+    def drop_build(self, name: str, number: int, *, reason: str | None = None) -> None:
+        """Drop a build that is not live; a live one is what users read.
+
+        Raises:
+            NotFound: No such build.
+            UsageError: It is live, or a replay that fills it has not ended.
+        """
+        self._require()
+        with self.database.write() as connection:
+            build = self._build(connection, name, number)
+            if build.role == "live":
+                msg = f"{build.label} is live: users read it. Promote another first"
+                raise UsageError(msg)
+            for row in replays.listed(
+                connection, self.database, projection=name, unfinished=True
+            ):
+                if row.build == number:
+                    msg = f"replay {row.id} fills {build.label}; run: kappa-log replay --cancel {row.id}"
+                    raise UsageError(msg)
+            builds.drop(connection, self.database, build)
+            self._audit(connection, "drop", f"{name} build {number}", reason)
+
+    def compatible(self, name: str, *, reason: str | None = None) -> list[str]:
+        """Declare that the registered code makes the same rows as the live build's.
+
+        Returns:
+            The fingerprints that were declared equal; empty if they are anyway.
+
+        Raises:
+            UsageError: The routing or the columns changed: never the same rows.
+        """
+        self._require()
+        fold = self.registry.latest(name)
+        with self.database.write() as connection:
+            build = self._build(connection, name, None)
+            parts = build.fingerprints.differing(fold.fingerprints)
+            fixed = [part for part in parts if part in ("routing", "state")]
+            if fixed:
+                msg = (
+                    f"'{name}' cannot be declared compatible: {', '.join(fixed)} changed, "
+                    f"which rows or columns there are. Run: kappa-log replay {name}"
+                )
+                raise UsageError(msg)
+            if parts:
+                builds.set_fingerprints(
+                    connection, self.database, build, fold.fingerprints, self._clock()
+                )
+                self._audit(connection, "compatible", build.label, reason)
+        return parts
+
+    def _audit(
+        self, connection: Any, action: str, subject: str, reason: str | None
+    ) -> None:
+        replays.write_audit(
+            connection,
+            self.database,
+            who=_user(),
+            action=action,
+            subject=subject,
+            reason=reason,
+            now=self._clock(),
+        )
+
+    def _build(self, connection: Any, name: str, number: int | None) -> Build:
+        if number is not None:
+            return builds.get(connection, self.database, name, number)
+        found = builds.in_role(connection, self.database, name, "live")
+        if found is None:
+            self.registry.latest(name)
+            raise NotFound("live build of", name, f"Make it: kappa-log project {name}")
+        return found
+
+    def _key_columns(self, build: Build, name: str, key: str) -> dict[str, Any]:
+        names = [column.name for column in build.layout.keys]
+        if name not in self.registry.names:
+            return dict(zip(names, key.split("/"), strict=False))
+        fold = self.registry.latest(name)
+        return dict(zip(names, fold.key_shape.values(_parsed(fold, key)), strict=True))
+
+    # --- care ---------------------------------------------------------------
+
+    def verify(
+        self,
+        *,
+        head: str | None = None,
+        names: Sequence[str] = (),
+        on_step: verify.OnStep | None = None,
+    ) -> VerifyReport:
+        """Recompute the chain, prove the ledger, fold the named views afresh.
+
+        Args:
+            head: A head kept elsewhere, in hex.
+            names: Projections whose live rows are compared with a fresh fold.
+            on_step: Called as it goes on.
+        """
+        self._require()
+        for name in names:
+            self.projection(name)
+        return verify.verify(
+            self.database, self.registry, head=head, names=names, on_step=on_step
+        )
+
+    def doctor(self) -> list[Check]:
+        """Look at what commonly goes wrong; nothing is changed."""
+        return [*_checks(self)]
+
+
+def _checks(app: KappaLog) -> Iterator[Check]:
+    version = sys.version.split()[0]
+    yield Check("python", sys.version_info >= (3, 11), version)
+    place = app.config.file or f"none; defaults for {app.config.folder}"
+    yield Check("configuration", ok=True, detail=str(place))
+    if app.database.is_sqlite:
+        module = sqlite_module()
+        fresh = module.sqlite_version_info >= (3, 51, 3)
+        yield Check(
+            "sqlite",
+            fresh,
+            f"{module.sqlite_version} of {module.__name__}",
+            None
+            if fresh
+            else "older SQLite can lose commits in WAL mode: pip install pysqlite3",
+        )
+    try:
+        state = app.database_state()
+    except Exception as error:  # noqa: BLE001 - the finding is the error
+        yield Check("database", ok=False, detail=str(error), remedy="is it running?")
+        return
+    remedies = {
+        "empty": "kappa-log db create",
+        "behind": "kappa-log db upgrade",
+        "ahead": "install the newer kappa-log",
+    }
+    detail = f"{state.database}: {state.verdict}"
+    yield Check(
+        "database", state.verdict == "current", detail, remedies.get(state.verdict)
+    )
+    try:
+        names = app.registry.names
+    except Exception as error:  # noqa: BLE001 - the finding is the error
+        yield Check("projections", ok=False, detail=str(error), remedy="fix the module")
+        return
+    yield Check(
+        "projections",
+        bool(names),
+        ", ".join(names) or "none",
+        None if names else "kappa-log init",
+    )
+    for listener in app.config.listeners:
+        try:
+            app._configured(listener)
+        except ConfigError as error:
+            yield Check(f"listener {listener.topic}", ok=False, detail=str(error))
+        else:
+            yield Check(f"listener {listener.topic}", ok=True, detail=listener.handler)
+    if state.verdict == "current":
+        yield from _state_checks(app)
+
+
+def _state_checks(app: KappaLog) -> Iterator[Check]:
+    for status in app.projections():
+        behind = status.lag.events if status.lag else 0
+        if status.stale:
+            yield Check(
+                f"projection {status.name}",
+                ok=False,
+                detail=f"its live build waits: {', '.join(status.stale)} changed",
+                remedy=f"kappa-log replay {status.name}",
+            )
+        elif behind:
+            yield Check(
+                f"projection {status.name}",
+                ok=True,
+                detail=f"{behind:,} events behind; kappa-log project {status.name}",
+            )
+    for row in app.replays(unfinished=True):
+        yield Check(
+            f"replay {row.id}",
+            ok=False,
+            detail=f"of {row.projection} has not ended (at '{row.phase}')",
+            remedy=f"kappa-log replay --resume {row.id}",
+        )
+
+
+def _parsed(fold: Projection, key: str) -> Any:
+    try:
+        return fold.key_shape.parse(key)
+    except Unsettled as error:
+        msg = f"projection '{fold.name}': {error}"
+        raise UsageError(msg) from None
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"

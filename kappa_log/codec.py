@@ -1,0 +1,177 @@
+"""Codec: received bytes → JSON text and value, strictly.
+
+What enters the log must read the same everywhere: in Python, in both databases,
+in Parquet and in a browser. So JSON here is strict: valid UTF-8 without a byte
+order mark, no NaN or Infinity, no number beyond a double's range, no duplicate
+keys, no lone surrogates, at most 512 levels. The text is kept byte for byte.
+
+msgspec does nearly all of it at full speed and keeps integers of any size; what it
+lets pass (duplicate keys, deep nesting) is ruled out by counting bytes first, and
+only what counting cannot clear goes through the slow exact check.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+import msgspec
+
+from kappa_log.errors import ConfigError, DecodeError
+
+MAX_DEPTH = 512
+"""Levels of nesting; more is refused before anything recurses over it."""
+
+MAX_ID_BYTES = 1024
+"""Longest entity_id, event_type or event_version, in UTF-8 bytes."""
+
+
+class Decoded(NamedTuple):
+    """What a decoder made of a value."""
+
+    text: str | None
+    """JSON text; None for a tombstone."""
+    payload: Any
+    raw: bytes | None
+    """Received bytes, where the text was made from another format."""
+
+
+Decoder = Callable[[bytes], Decoded]
+
+_TOMBSTONE = Decoded(None, None, None)
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_decode = msgspec.json.Decoder().decode
+
+
+def decode_json(value: bytes) -> Decoded:
+    """Return the JSON text and value of received bytes.
+
+    Raises:
+        DecodeError: They are not strict JSON; the message says what is wrong.
+    """
+    try:
+        text = value.decode()
+    except UnicodeDecodeError as error:
+        msg = f"not UTF-8: byte {error.start} cannot be decoded"
+        raise DecodeError(msg) from None
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        _check_depth(value)
+    try:
+        payload = _decode(value)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        _refuse(value, error)
+    if _may_repeat_keys(text, payload) or "\\u" in text:
+        _check_exactly(text)
+    return Decoded(text, payload, None)
+
+
+def decode(decoder: Decoder, value: bytes | None) -> Decoded:
+    """Return what a decoder makes of a value; a tombstone needs none."""
+    return _TOMBSTONE if value is None else decoder(value)
+
+
+def decoder_named(name: str) -> Decoder:
+    """Return the decoder of that name.
+
+    Raises:
+        ConfigError: There is none; the message lists those there are.
+    """
+    found = _DECODERS.get(name)
+    if found is None:
+        msg = f"decoder {name!r} is not known; use one of: {', '.join(_DECODERS)}"
+        raise ConfigError(msg)
+    return found
+
+
+def check_id(name: str, value: str | None) -> None:
+    """Raise DecodeError for an identifier that one of the databases cannot index."""
+    if value is None or (len(value) <= MAX_ID_BYTES // 4 and "\0" not in value):
+        return
+    if "\0" in value:
+        msg = f"{name} contains a NUL character"
+        raise DecodeError(msg)
+    size = len(value.encode())
+    if size > MAX_ID_BYTES:
+        msg = f"{name} has {size} bytes; at most {MAX_ID_BYTES} are indexed"
+        raise DecodeError(msg)
+
+
+_DECODERS: dict[str, Decoder] = {"json": decode_json}
+
+
+def _refuse(value: bytes, error: Exception) -> NoReturn:
+    if not value.strip():
+        msg = "not JSON: the value is empty"
+    elif value.startswith(b"\xef\xbb\xbf"):
+        msg = "not strict JSON: it starts with a byte order mark"
+    elif isinstance(error, RecursionError):
+        msg = f"not strict JSON: more than {MAX_DEPTH} levels of nesting"
+    else:
+        msg = f"not strict JSON: {error}"
+    raise DecodeError(msg) from None
+
+
+def _check_depth(value: bytes) -> None:
+    depth = 0
+    for byte in _STRINGS.sub(b"", value):
+        if byte in b"[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                msg = f"not strict JSON: more than {MAX_DEPTH} levels of nesting"
+                raise DecodeError(msg)
+        elif byte in b"]}":
+            depth -= 1
+
+
+def _may_repeat_keys(text: str, payload: Any) -> bool:
+    """Tell whether a key may have been swallowed by a later one of its name.
+
+    Each key in the text is followed by ``":``, so there are at most as many keys as
+    such pairs. Finding that many distinct keys in the value proves none was lost.
+    White space before a colon would escape the count: then the exact check runs.
+    """
+    if " :" in text or "\t:" in text or "\n:" in text or "\r:" in text:
+        return True
+    return text.count('":') != _count_keys(payload)
+
+
+def _count_keys(payload: Any) -> int:
+    count = 0
+    open_ = [payload]
+    while open_:
+        item = open_.pop()
+        if item.__class__ is dict:
+            count += len(item)
+            item = item.values()
+        elif item.__class__ is not list:
+            continue
+        for child in item:
+            if child.__class__ is dict or child.__class__ is list:
+                open_.append(child)
+    return count
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                msg = f"not strict JSON: duplicate key {key!r}"
+                raise DecodeError(msg)
+            seen.add(key)
+    return found
+
+
+def _check_exactly(text: str) -> None:
+    try:
+        value = json.loads(text, object_pairs_hook=_unique_keys)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        msg = "not strict JSON: a lone surrogate (\\ud800 to \\udfff)"
+        raise DecodeError(msg) from None
+    except (ValueError, RecursionError) as error:
+        msg = f"not strict JSON: {error}"
+        raise DecodeError(msg) from None

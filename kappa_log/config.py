@@ -1,0 +1,426 @@
+"""Configuration: defaults, then kappa_log.toml, then KAPPA_LOG__ variables, then flags.
+
+All of it is checked before anything is opened or written, and each value knows
+where it came from. An unknown key is an error, never ignored: a setting with a typo
+would silently not apply.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+from typing_extensions import override
+
+from kappa_log.errors import ConfigError
+
+FILE_NAME = "kappa_log.toml"
+
+ENV_PREFIX = "KAPPA_LOG__"
+
+DEFAULT = "default"
+"""Origin of a value that nobody set."""
+
+_SECRET_KEY = re.compile(r"password|secret|key", re.IGNORECASE)
+_URL_PASSWORD = re.compile(r"(?<=://)([^/@:]*):([^/]*)@")
+_URL_SECRET = re.compile(
+    r"([?&][^=&]*(?:password|secret|key)[^=&]*)=[^&]*", re.IGNORECASE
+)
+_SQLITE_FILE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:|file:)(.+)", re.DOTALL)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatabaseConfig(_Section):
+    """Where the log is kept."""
+
+    url: str = "sqlite:///kappa_log.db"
+    """SQLAlchemy URL; a relative SQLite file lies in the configuration's folder."""
+    prefix: str = "kappa_log_"
+    """First part of the name of each table."""
+
+
+class BackoffConfig(_Section):
+    """How long to wait between two attempts at one record."""
+
+    min_ms: int = Field(default=500, ge=1)
+    max_ms: int = Field(default=10_000, le=3_600_000)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> BackoffConfig:
+        if self.min_ms > self.max_ms:
+            msg = f"min_ms {self.min_ms} is above max_ms {self.max_ms}"
+            raise ValueError(msg)
+        return self
+
+
+class ListenerConfig(_Section):
+    """One handler on one topic, for one consumer group."""
+
+    topic: str = Field(min_length=1)
+    group_id: str = Field(min_length=1)
+    handler: str
+    """``module:Class``, importable from the configuration's folder."""
+    decoder: str = "json"
+    dedupe: str = "payload"
+    max_retries: int | None = Field(default=None, ge=0)
+    """None retries for ever, in order."""
+    backoff: BackoffConfig = BackoffConfig()
+    park: Literal["key", "event"] = "key"
+
+
+class ProjectionsConfig(_Section):
+    """Where projections are declared."""
+
+    modules: list[str] = []
+    """Packages, modules or folders; in the latter every module is imported."""
+
+
+class IngestConfig(_Section):
+    """How files become events."""
+
+    batch_size: int = Field(default=2000, ge=1, le=100_000)
+    """Records a transaction; bounds what is in memory and what a kill costs."""
+
+
+class ArchiveConfig(_Section):
+    """Where the log leaves as Parquet."""
+
+    url: str = "archive"
+
+
+class ApiConfig(_Section):
+    """Where the HTTP API listens."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65_535)
+
+
+class Config(BaseSettings):
+    """All settings, checked; `load_config` gathers them."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    database: DatabaseConfig = DatabaseConfig()
+    kafka: dict[str, Any] = {}
+    """Handed to librdkafka as it stands."""
+    listeners: list[ListenerConfig] = []
+    projections: ProjectionsConfig = ProjectionsConfig()
+    ingest: IngestConfig = IngestConfig()
+    archive: ArchiveConfig = ArchiveConfig()
+    api: ApiConfig = ApiConfig()
+
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+    _file: Path | None = PrivateAttr(default=None)
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where the file is, or would be; user code is imported from here."""
+        return self._folder
+
+    @property
+    def file(self) -> Path | None:
+        """The configuration file; None when the defaults are used."""
+        return self._file
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """Dotted key → default, kappa_log.toml, a variable's name, or a flag."""
+        keys = [key for key, _ in _flat(self.model_dump(mode="json"))]
+        return {key: self._origins.get(key, DEFAULT) for key in keys}
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """Dotted key → value as people may see it: secrets are masked."""
+        return {k: masked(k, v) for k, v in _flat(self.model_dump(mode="json"))}
+
+    @field_validator("kafka", mode="before")
+    @classmethod
+    def _join_kafka_keys(cls, value: object) -> object:
+        """Take ``bootstrap.servers = …`` without quotes, which TOML nests, too."""
+        return dict(_flat(value)) if isinstance(value, dict) else value
+
+    @override
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *others: PydanticBaseSettingsSource,
+        **more: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take what is passed and nothing else: `load_config` keeps origins."""
+        return (init_settings,)
+
+
+def load_config(
+    folder: Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Config:
+    """Gather all settings and check them.
+
+    Args:
+        folder: Where the search for kappa_log.toml starts, upwards; the current
+            folder if not given.
+        overrides: Dotted key → value, as given by flags; they win.
+
+    Raises:
+        ConfigError: A file, variable or flag is wrong; the message names it, its
+            key, and what was probably meant.
+    """
+    start = (folder or Path.cwd()).absolute()
+    file = _find(start)
+    base = file.parent if file else start
+    has_examples = (base / "projections").is_dir()
+    layers = [
+        _Layer({"projections": {"modules": ["projections"]}} if has_examples else {}),
+        _Layer(_read(file), lambda _: FILE_NAME),
+        _environment(),
+        _Layer(_nested(overrides or {}), _flag),
+    ]
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        merged = _merge(merged, layer.values)
+        origins |= layer.origins
+    try:
+        config = Config(**merged)
+    except ValidationError as error:
+        raise _refusal(error.errors(), origins, file) from None
+    database = config.database
+    absolute = resolve_url(database.url, base)
+    resolved = config.model_copy(
+        update={"database": database.model_copy(update={"url": absolute})}
+    )
+    resolved._folder, resolved._file, resolved._origins = base, file, origins  # noqa: SLF001
+    return resolved
+
+
+def resolve_url(url: str, folder: Path) -> str:
+    """Return a database URL whose relative SQLite file is made absolute."""
+    found = _SQLITE_FILE.fullmatch(url)
+    return f"{found[1]}{folder.absolute() / found[2]}" if found else url
+
+
+def masked(key: str, value: Any) -> Any:
+    """Return a setting's value without the secrets in it.
+
+    Passwords in URLs are hidden, and in [kafka] all that is called password,
+    secret or key.
+    """
+    if key.startswith("kafka.") and _SECRET_KEY.search(key):
+        return "***"
+    if not isinstance(value, str):
+        return value
+    return _URL_SECRET.sub(r"\1=***", _URL_PASSWORD.sub(r"\1:***@", value))
+
+
+def packaged(name: str) -> Path:
+    """Return a folder that comes with kappa_log: ``migrations`` or ``projections``.
+
+    In a checkout the top-level folder; an editable install's copy goes stale.
+    """
+    package = Path(__file__).parent
+    checkout = package.parent
+    if (checkout / "pyproject.toml").is_file() and (checkout / name).is_dir():
+        return checkout / name
+    return package / f"_{name}"
+
+
+class _Layer:
+    """Settings of one origin, and the dotted keys that they set."""
+
+    def __init__(self, values: dict[str, Any], origin: Any = lambda _: DEFAULT) -> None:
+        self.values = values
+        self.origins = {key: origin(key) for key, _ in _flat(values)}
+
+
+def _find(start: Path) -> Path | None:
+    for folder in (start, *start.parents):
+        if (folder / FILE_NAME).is_file():
+            return folder / FILE_NAME
+    return None
+
+
+def _read(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        msg = f"{file} is no TOML: {error}"
+    except UnicodeDecodeError as error:
+        msg = f"{file} is no UTF-8 text: {error.reason} at byte {error.start}"
+    except OSError as error:
+        msg = f"{file} cannot be read: {error.strerror}"
+    raise ConfigError(msg)
+
+
+class _NotJson(ValueError):
+    """A variable's value that must be JSON is none."""
+
+
+class _Variables(EnvSettingsSource):
+    """The KAPPA_LOG__ variables; says which of them is no JSON."""
+
+    @override
+    def decode_complex_value(
+        self, field_name: str, field: FieldInfo, value: Any
+    ) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError as error:
+            ours = [name for name in _our_variables() if os.environ[name] == value]
+            msg = f"{', '.join(ours)}: {value!r} is no JSON ({error})"
+            raise _NotJson(msg) from None
+
+
+def _our_variables() -> list[str]:
+    return sorted(name for name in os.environ if name.upper().startswith(ENV_PREFIX))
+
+
+def _environment() -> _Layer:
+    names = {name.lower(): name for name in _our_variables()}
+    for lowered, name in names.items():
+        section = lowered.removeprefix(ENV_PREFIX.lower()).partition("__")[0]
+        if section not in Config.model_fields:
+            known = [ENV_PREFIX + section.upper() for section in Config.model_fields]
+            near = _did_you_mean((ENV_PREFIX + section).upper(), known)
+            msg = f"variable {name} sets nothing{near}"
+            raise ConfigError(msg)
+    try:
+        values = _Variables(Config)()
+    except SettingsError as error:
+        msg = f"variable {error.__cause__ or error}"
+        raise ConfigError(msg) from None
+    if isinstance(values.get("kafka"), dict):
+        # A variable's name has no dots; librdkafka's names have no underscores.
+        values["kafka"] = {k.replace("_", "."): v for k, v in values["kafka"].items()}
+
+    def origin(key: str) -> str:
+        wanted = ENV_PREFIX.lower() + key.replace(".", "__")
+        if key.startswith("kafka."):
+            wanted = f"{ENV_PREFIX.lower()}kafka__{key[6:].replace('.', '_')}"
+        section = ENV_PREFIX.lower() + key.partition(".")[0]
+        return names.get(wanted) or names.get(section) or wanted.upper()
+
+    return _Layer(values, origin)
+
+
+def _flag(key: str) -> str:
+    return "--" + key.rpartition(".")[2].replace("_", "-")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in dotted.items():
+        for name in reversed(key.split(".")):
+            value = {name: value}  # noqa: PLW2901 - wrapped once a level
+        found = _merge(found, value)
+    return found
+
+
+def _merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(lower)
+    for key, value in upper.items():
+        below = merged.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _refusal(
+    errors: Iterable[ErrorDetails], origins: Mapping[str, str], file: Path | None
+) -> ConfigError:
+    lines = []
+    for error in errors:
+        loc = error["loc"]
+        key = _dotted(loc)
+        where = _origin(loc, origins)
+        if where == FILE_NAME and file is not None:
+            where = str(file)
+        lines.append(f"{where}: {key} {_complaint(error)}")
+    return ConfigError("\n".join(lines))
+
+
+def _dotted(loc: tuple[int | str, ...]) -> str:
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc]
+    return "".join(parts).removeprefix(".")
+
+
+def _origin(loc: tuple[int | str, ...], origins: Mapping[str, str]) -> str:
+    """Return who set the value, or the nearest that holds it or lies in it."""
+    for end in range(len(loc), 0, -1):
+        key = ".".join(map(str, loc[:end]))
+        if key in origins:
+            return origins[key]
+    inside = _dotted(loc) + "."
+    return next((o for k, o in origins.items() if k.startswith(inside)), FILE_NAME)
+
+
+def _complaint(error: ErrorDetails) -> str:
+    if error["type"] == "extra_forbidden":
+        *path, name = error["loc"]
+        known = _keys_at(path)
+        return f"is not a setting{_did_you_mean(str(name), known)}"
+    if error["type"] == "missing":
+        return "is missing"
+    if error["type"] == "model_type":
+        return "is a section; set the keys in it"
+    if error["type"] == "value_error":
+        return f"is wrong: {error['ctx']['error']}"
+    message = error["msg"]
+    return f"is {error['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _keys_at(path: list[int | str]) -> list[str]:
+    """Return the keys that the section at a path may have."""
+    model: type[BaseModel] = Config
+    for part in path:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            inner = getattr(annotation, "__args__", (annotation,))[0]
+            assert isinstance(inner, type)
+            assert issubclass(inner, BaseModel)
+            model = inner
+    return list(model.model_fields)
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known)}"

@@ -1,0 +1,99 @@
+"""Discovery: import the user's modules and collect the projections in them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from kappa_log.errors import ConfigError, RegistrationError
+from kappa_log.fold import Projection, Registry, describe
+
+
+def discover(modules: Sequence[str], base: Path) -> Registry:
+    """Return the projections of all modules.
+
+    Args:
+        modules: Packages, modules, or folders relative to ``base``; in packages and
+            folders every module is imported.
+        base: The configuration's folder; goes first on ``sys.path``.
+
+    Raises:
+        ConfigError: A module is not there.
+        RegistrationError: A module cannot be imported, or declares what cannot work.
+    """
+    path = str(base.resolve())
+    if sys.path[:1] != [path]:
+        sys.path.insert(0, path)
+    importlib.invalidate_caches()
+    registry = Registry()
+    for name in modules:
+        for module in _modules(name, base):
+            for value in vars(module).values():
+                if isinstance(value, Projection):
+                    registry.add(value)
+    return registry
+
+
+def _modules(name: str, base: Path) -> Iterator[ModuleType]:
+    folder = base / name
+    if folder.is_dir():
+        yield from _folder(folder.resolve(), name.strip("/").replace("/", "."))
+        return
+    _forget_strangers(name.partition(".")[0], base)
+    try:
+        root = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise _failed(name, error) from error
+        msg = (
+            f"[projections] modules: {name!r} is neither a module nor a folder of "
+            f"{base}"
+        )
+        raise ConfigError(msg) from None
+    except Exception as error:
+        raise _failed(name, error) from error
+    yield root
+    for found in pkgutil.walk_packages(getattr(root, "__path__", ()), name + "."):
+        yield _import(found.name)
+
+
+def _folder(folder: Path, package: str) -> Iterator[ModuleType]:
+    _forget_strangers(package.partition(".")[0], folder.parent)
+    for file in sorted(folder.rglob("*.py")):
+        parts = file.relative_to(folder).with_suffix("").parts
+        if any(not part.isidentifier() for part in parts):
+            continue
+        names = parts[:-1] if parts[-1] == "__init__" else parts
+        yield _import(".".join((package, *names)))
+
+
+def _forget_strangers(package: str, base: Path) -> None:
+    """Drop modules of this name that another folder brought into the process."""
+    root = str(base.resolve())
+    loaded = sys.modules.get(package)
+    if loaded is None:
+        return
+    places = [*getattr(loaded, "__path__", ()), getattr(loaded, "__file__", None)]
+    if any(str(place).startswith(root) for place in places if place):
+        return
+    if not isinstance(loaded.__spec__, object) or package in sys.stdlib_module_names:
+        return
+    for name in [n for n in sys.modules if n == package or n.startswith(package + ".")]:
+        del sys.modules[name]
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise _failed(name, error) from error
+
+
+def _failed(name: str, error: Exception) -> RegistrationError:
+    if isinstance(error, RegistrationError):
+        return error
+    return RegistrationError(f"module {name} cannot be imported: {describe(error)}")

@@ -1,0 +1,138 @@
+"""Duplicates: records that were dropped, and how one becomes an event after all.
+
+Dedupe decides by a rule, and a rule can be wrong about one record. So nothing that
+it dropped is gone: the payload is that of the event it repeats, and what may differ
+(coordinates, key, headers, timestamp) was kept.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from kappa_log.errors import NotFound, UsageError
+from kappa_log.events import Position, from_micros, to_micros
+from kappa_log.ingest import (
+    Acked,
+    Clock,
+    Decided,
+    Failed,
+    Listener,
+    Portion,
+    RowWriter,
+    consume,
+)
+from kappa_log.records import Identity, Lane, Record, checksum
+from kappa_log.storage import ledger, lists, log, replays
+from kappa_log.storage.database import Database
+from kappa_log.storage.ledger import Assignment, Counts
+
+
+def admit(
+    database: Database,
+    listener: Listener,
+    duplicate: lists.Duplicate,
+    *,
+    clock: Clock,
+    who: str,
+    reason: str | None = None,
+) -> Position:
+    """Turn a dropped duplicate into an event; return its position.
+
+    Args:
+        database: The log.
+        listener: Who decides about records of its topic and group.
+        duplicate: What to admit.
+        clock: The time that the event is recorded at.
+        who: Whom the audit trail names.
+        reason: Why, for the audit trail.
+
+    Raises:
+        NotFound: Another process admitted it first.
+        UsageError: The handler raises on it or skips it; nothing was changed.
+    """
+    lane = Lane(
+        duplicate.source, duplicate.topic, duplicate.group_id, duplicate.partition
+    )
+    with database.read() as connection:
+        original = lists.event(connection, database, duplicate.repeats)
+    text = original.payload_text
+    value = original.raw
+    if value is None and text is not None:
+        value = text.encode()
+    record = Record(
+        duplicate.offset,
+        value,
+        duplicate.key,
+        tuple(duplicate.headers),
+        duplicate.timestamp,
+    )
+    portion = Portion(
+        lane,
+        Assignment(original.source_id, 0, duplicate.offset, None, is_new=False),
+        listener,
+        [record],
+        duplicate.offset + 1,
+    )
+    message_id = Identity(listener.dedupe, lane).of_coordinates(duplicate.offset)
+    outcome = consume(portion, record, message_id, checksum(record.value))
+    if not isinstance(outcome, Acked):
+        error = outcome.error if isinstance(outcome, Failed) else None
+        why = f"raises {error!r}" if error else "skips it"
+        msg = f"duplicate {duplicate.id} cannot be admitted: its handler {why}"
+        raise UsageError(msg)
+    return _append(database, portion, outcome, duplicate.id, clock, who, reason)
+
+
+def _append(
+    database: Database,
+    portion: Portion,
+    acked: Acked,
+    identifier: int,
+    clock: Clock,
+    who: str,
+    reason: str | None,
+) -> Position:
+    table = database.tables.duplicates
+    now = clock()
+    with database.write() as connection:
+        old = log.head(connection, database, lock=True)
+        # The row count decides between two who admit at once.
+        gone = connection.execute(sa.delete(table).where(table.c.id == identifier))
+        if gone.rowcount != 1:
+            raise NotFound("duplicate", identifier, "It was admitted already")
+        source = ledger.source_id(connection, database, portion.lane.source, now)
+        held = Assignment(source, 0, portion.held.next_offset, None, is_new=False)
+        portion = Portion(
+            portion.lane, held, portion.listener, portion.records, portion.to_offset
+        )
+        micros = max(to_micros(now), old.recorded_at or 0)
+        writer = RowWriter(database, old, micros)
+        writer.take(portion, Decided(acked=[acked]))
+        log.append(connection, database, writer.events)
+        ledger.write_checkpoint(
+            connection,
+            database,
+            portion.lane,
+            kind="admit",
+            source=source,
+            from_offset=held.next_offset,
+            to_offset=portion.to_offset,
+            counts=Counts(acked=1),
+            positions=(writer.position, writer.position),
+            head=writer.digest,
+            now=from_micros(micros),
+        )
+        log.move_head(
+            connection, database, old, log.Head(writer.position, writer.digest, micros)
+        )
+        replays.write_audit(
+            connection,
+            database,
+            who=who,
+            action="admit",
+            subject=f"duplicate {identifier}",
+            detail={"position": writer.position},
+            reason=reason,
+            now=now,
+        )
+    return writer.position

@@ -1,0 +1,193 @@
+"""The tree of errors: what went wrong, where, what state is left, what to do.
+
+    KappaLogError
+    ├── ConfigError              bad settings; before any I/O
+    ├── UsageError               a request that cannot be met as it stands
+    │   └── NotFound             no such event, failure, build, replay …
+    ├── RegistrationError        a projection or handler declared wrongly; at import
+    │   └── ProjectionNotFound   names the registered ones
+    ├── DecodeError              a record is no event → becomes a Failure
+    ├── ProjectionError          a fold raised or returned what no column holds
+    ├── StaleCode                a build's code is not the registered code
+    ├── SourceError              a source of records cannot be read
+    │   └── SourceDiverged       it was read before and is now something else
+    ├── VerificationError        the log or a view is not what it should be
+    └── StorageError             the database refused; the driver's error is the cause
+        ├── DatabaseBusy         locked by another process; try later
+        ├── SchemaOutOfDate      empty, behind or ahead of this version
+        ├── Fenced               another writer owns these offsets now
+        ├── CursorConflict       another runner moved the cursor first
+        └── AlreadyRunning       the lock of a replay is held
+
+Families end in ``Error``, leaves say what happened. The facts are attributes, set
+by the constructor that also writes the message. Exit codes and HTTP statuses are
+tables in `kappa_log.cli` and `kappa_log.web`: the core knows neither.
+"""
+
+from __future__ import annotations
+
+
+class KappaLogError(Exception):
+    """Base of every error that kappa_log raises on purpose."""
+
+    retryable: bool = False
+    """Whether the same call may succeed later with nothing changed by the user."""
+
+
+class ConfigError(KappaLogError):
+    """A setting is wrong; nothing was opened or written."""
+
+
+class UsageError(KappaLogError):
+    """What was asked cannot be done as asked; nothing was changed."""
+
+
+class NotFound(UsageError):
+    """No such thing in the log.
+
+    Attributes:
+        noun: What was looked for, for instance ``event``.
+        wanted: Its identifier as given.
+    """
+
+    def __init__(self, noun: str, wanted: object, hint: str = "") -> None:
+        """Write the message from the noun and what was wanted."""
+        self.noun = noun
+        self.wanted = wanted
+        super().__init__(f"{noun} {wanted} not found{'. ' + hint if hint else ''}")
+
+
+class RegistrationError(KappaLogError):
+    """A projection or handler is declared in a way that cannot work."""
+
+
+class ProjectionNotFound(RegistrationError):
+    """No projection of that name is registered.
+
+    Attributes:
+        name: The name asked for.
+        known: The registered names, sorted.
+    """
+
+    def __init__(self, name: str, known: list[str], hint: str = "") -> None:
+        """Name the registered projections beside the missing one."""
+        self.name = name
+        self.known = known
+        if known:
+            text = f"projection '{name}' is not registered; known: {', '.join(known)}"
+        else:
+            text = (
+                f"projection '{name}' is not registered, nor is any other; put one "
+                "into a module of [projections] modules (default: projections/)"
+            )
+        super().__init__(f"{text}{'. ' + hint if hint else ''}")
+
+
+class DecodeError(KappaLogError):
+    """Received bytes are no event; the record is kept whole as a Failure."""
+
+
+class ProjectionError(KappaLogError):
+    """A projection failed on one event; its cursor did not pass that event.
+
+    Attributes:
+        projection: Name of the projection.
+        position: Position of the event.
+        key: The row's key, or None where no key is known yet.
+    """
+
+    def __init__(
+        self,
+        projection: str,
+        position: int,
+        reason: str,
+        *,
+        key: object = None,
+        remedy: str = "",
+    ) -> None:
+        """Say which fold failed on which event, and what to do."""
+        self.projection = projection
+        self.position = position
+        self.key = key
+        self.reason = reason
+        at = f" for key {key!r}" if key is not None else ""
+        super().__init__(
+            f"projection '{projection}' failed on the event at position {position}"
+            f"{at}: {reason}. {remedy or 'Its cursor did not pass that event.'}"
+        )
+
+
+class StaleCode(KappaLogError):
+    """A build was made by other code than the one registered now.
+
+    Attributes:
+        projection: Name of the projection.
+        build: Number of the build.
+        parts: Which fingerprints differ: code, state, payload, upcasters, routing.
+    """
+
+    def __init__(
+        self, projection: str, build: int, parts: list[str], message: str
+    ) -> None:
+        """Keep the facts; the caller knows what its user was doing."""
+        self.projection = projection
+        self.build = build
+        self.parts = parts
+        super().__init__(message)
+
+
+class SourceError(KappaLogError):
+    """A source of records cannot be read."""
+
+    retryable = True
+
+
+class SourceDiverged(SourceError):
+    """What was read before is now something else; nothing was ingested."""
+
+    retryable = False
+
+
+class VerificationError(KappaLogError):
+    """The log, its ledger or a view is not what it should be."""
+
+
+class StorageError(KappaLogError):
+    """The database refused or is gone; the driver's error is the cause."""
+
+    retryable = True
+
+
+class DatabaseBusy(StorageError):
+    """Another process holds the database; nothing was changed."""
+
+
+class SchemaOutOfDate(StorageError):
+    """The database's tables are not of this version; the message names the command.
+
+    Attributes:
+        found: Revision in the database; None when it has no tables of ours.
+        wanted: Newest revision that this version knows.
+    """
+
+    retryable = False
+
+    def __init__(self, found: str | None, wanted: str, message: str) -> None:
+        """Keep both revisions beside the message."""
+        self.found = found
+        self.wanted = wanted
+        super().__init__(message)
+
+
+class Fenced(StorageError):
+    """Another writer owns these offsets now; this batch was rolled back."""
+
+    retryable = False
+
+
+class CursorConflict(StorageError):
+    """Another runner moved the cursor first; nothing of this batch was kept."""
+
+
+class AlreadyRunning(StorageError):
+    """The lock is held by a living process; nothing was changed."""

@@ -1,0 +1,180 @@
+"""Files of JSON lines as a source of records.
+
+A line is a record: its number from 0 is the offset, its bytes without the line end
+are the value. A file is resumed only if the lines read before are still the same;
+it may have grown.
+"""
+
+from __future__ import annotations
+
+import gzip
+import sys
+import zlib
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from kappa_log.codec import decode_json
+from kappa_log.errors import DecodeError, SourceDiverged, SourceError, UsageError
+from kappa_log.records import Record, field
+
+MAX_CHUNK_BYTES = 16 * 1024 * 1024
+"""A chunk ends here even if it has few lines, so that memory is bounded."""
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """Some lines of a file, in order."""
+
+    records: list[Record]
+    next_offset: int
+    content_digest: bytes
+    """Over all lines from the first to next_offset."""
+    blank: int
+    """Lines without a record; they take an offset all the same."""
+
+
+class LineFile:
+    """One file, or standard input, read line by line.
+
+    Args:
+        file: Path; ``.gz`` is decompressed; ``-`` is standard input.
+        source: Name of the source; the base name without ``.gz`` if None.
+
+    Raises:
+        UsageError: Standard input without a source.
+    """
+
+    def __init__(self, file: str | Path, source: str | None = None) -> None:
+        self.file = str(file)
+        if source is None:
+            if self.file == "-":
+                msg = "standard input has no name: give --source NAME, so that it can be resumed"
+                raise UsageError(msg)
+            source = Path(self.file).name.removesuffix(".gz")
+        if not source or "\0" in source:
+            msg = f"source name {source!r} is empty or contains NUL"
+            raise UsageError(msg)
+        self.source = f"file:{source}"
+        self.held_back = False
+        """Whether a last line without line end was left for the next run."""
+        self.bytes_total: int | None = None
+        self._under: BinaryIO | None = None
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes taken from the disk so far, compressed ones of a compressed file."""
+        try:
+            return 0 if self._under is None else self._under.tell()
+        except (OSError, ValueError):
+            return 0
+
+    def chunks(self, start: int, digest: bytes | None, size: int) -> Iterator[Chunk]:
+        """Yield the lines from ``start`` on, in chunks of at most ``size`` lines.
+
+        Args:
+            start: Number of lines read before.
+            digest: Digest over them; None if there are none.
+            size: Most lines a chunk.
+
+        Raises:
+            SourceError: The file cannot be read.
+            SourceDiverged: The lines before ``start`` are not what was read.
+        """
+        try:
+            yield from self._chunks(start, digest, size)
+        except (OSError, EOFError, zlib.error) as error:
+            reason = (
+                getattr(error, "strerror", None) or str(error) or type(error).__name__
+            )
+            msg = (
+                f"{self.file} cannot be read: {reason}; the lines before were kept, "
+                "and the next run goes on after them"
+            )
+            raise SourceError(msg) from error
+
+    def _chunks(self, start: int, digest: bytes | None, size: int) -> Iterator[Chunk]:
+        hasher = blake2b(digest_size=32)
+        with self._open() as lines:
+            for number in range(start):
+                line = lines.readline()
+                if not line:
+                    self._diverged(f"has {number} lines, but {start} were ingested")
+                hasher.update(field(_value(line)))
+            if digest is not None and hasher.digest() != digest:
+                self._diverged(
+                    f"its first {start} lines are not those that were ingested"
+                )
+            offset = start
+            while True:
+                records: list[Record] = []
+                values: list[bytes] = []
+                held = 0
+                while len(values) < size and held < MAX_CHUNK_BYTES:
+                    line = lines.readline()
+                    if not line or self._is_partial(line):
+                        break
+                    value = _value(line)
+                    held += len(value)
+                    if not value.isspace() and value:
+                        records.append(Record(offset + len(values), value))
+                    values.append(value)
+                if not values:
+                    return
+                hasher.update(b"".join(map(field, values)))
+                offset += len(values)
+                yield Chunk(
+                    records, offset, hasher.digest(), len(values) - len(records)
+                )
+
+    def _open(self) -> BinaryIO:
+        if self.file == "-":
+            return sys.stdin.buffer
+        path = Path(self.file)
+        self.bytes_total = path.stat().st_size
+        under = path.open("rb")
+        self._under = under
+        if path.suffix == ".gz":
+            return _Unzipped(under)  # type: ignore[return-value]
+        return under
+
+    def _is_partial(self, line: bytes) -> bool:
+        """Tell whether a last line is still being written.
+
+        Without its line end it may be half a record; only whole JSON is taken.
+        """
+        if line.endswith(b"\n"):
+            return False
+        try:
+            decode_json(line)
+        except DecodeError:
+            self.held_back = bool(line.strip())
+            return True
+        return False
+
+    def _diverged(self, what: str) -> None:
+        msg = (
+            f"{self.file}: {what}. Nothing was ingested. A file may grow but not "
+            "change; ingest another file under another name (--source NAME)"
+        )
+        raise SourceDiverged(msg)
+
+
+class _Unzipped(gzip.GzipFile):
+    """A gzip file that closes what it reads from."""
+
+    def __init__(self, under: BinaryIO) -> None:
+        super().__init__(fileobj=under, mode="rb")
+        self._to_close = under
+
+    def close(self) -> None:
+        super().close()
+        self._to_close.close()
+
+
+def _value(line: bytes) -> bytes:
+    if line.endswith(b"\n"):
+        return line[:-2] if line.endswith(b"\r\n") else line[:-1]
+    return line

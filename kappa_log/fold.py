@@ -1,0 +1,499 @@
+"""Projections: registered pure functions, and the folding of events into states.
+
+The law that everything here serves: the rows at a position depend on the events up
+to it and on nothing else: not on batch sizes, crashes, workers or the clock. So a
+key's events fold in log order, always, and each state is settled (see `columns`)
+before the next event meets it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import traceback
+import typing
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from kappa_log.codec import MAX_DEPTH
+from kappa_log.columns import Unsettled
+from kappa_log.errors import ProjectionError, ProjectionNotFound, RegistrationError
+from kappa_log.events import Event, EventPage, Position
+from kappa_log.fingerprint import Fingerprints, fingerprint
+from kappa_log.keys import KeyShape, key_shape
+from kappa_log.state import StateShape
+
+Reducer = Callable[[Any, Event], Any]
+Upcasters = Mapping[tuple[str | None, str | None], Callable[[Any], Any]]
+"""(event_type, event_version) → function from the old payload to the one folded."""
+
+KeyFunction = Callable[[Event], Any]
+
+NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+
+
+class Projection:
+    """A registered fold: name and version, which events, which key, which state.
+
+    Calling it calls the reducer, so a test needs nothing else.
+    """
+
+    def __init__(
+        self,
+        reducer: Reducer,
+        *,
+        name: str,
+        version: int,
+        topics: tuple[str, ...],
+        groups: tuple[str, ...] | None,
+        key: KeyFunction | None,
+        key_type: Any,
+        payload: Any,
+        upcast: Upcasters,
+    ) -> None:
+        """Check the declaration; see `projection`."""
+        self.reducer = reducer
+        self.__wrapped__ = reducer
+        self.__name__ = name
+        self.__module__ = reducer.__module__
+        self.__doc__ = reducer.__doc__
+        self.name = name
+        self.version = version
+        self.topics = topics
+        self.groups = groups
+        self.key = key
+        self.upcast = dict(upcast)
+        try:
+            self.key_shape = key_shape(key, key_type)
+            self.state_shape = StateShape(_state_type(reducer))
+            _check_columns(self.key_shape, self.state_shape)
+        except RegistrationError as error:
+            msg = f"projection '{name}' ({reducer.__module__}): {error}"
+            raise RegistrationError(msg) from None
+        self.payloads = _Payloads(payload, self.upcast)
+        self.fingerprints = self._fingerprints(payload)
+
+    def __call__(self, state: Any, event: Event) -> Any:
+        """Return the state after one event, as the reducer says."""
+        return self.reducer(state, event)
+
+    def __repr__(self) -> str:
+        """Show name and version."""
+        return f"<projection {self.name} v{self.version}>"
+
+    @property
+    def label(self) -> str:
+        """Name and version, for messages."""
+        return f"{self.name} v{self.version}"
+
+    def keyed(
+        self, page: EventPage, only: Collection[Any] | None = None
+    ) -> tuple[list[tuple[Any, Event]], int]:
+        """Return a page's (key, event) pairs in log order, and how many events had none.
+
+        Args:
+            page: Events that match this projection's topics and groups.
+            only: Keys to keep; None keeps all.
+
+        Raises:
+            ProjectionError: A payload or key cannot be made; no key is known, so
+                no row can be parked and the fold stops.
+        """
+        entities = page.column("entity_id")
+        positions = page.column("position")
+        payloads = self.payloads.decode(page, self)
+        events = list(
+            map(
+                Event,
+                positions,
+                entities,
+                payloads,
+                [page] * len(positions),
+                range(len(positions)),
+            )
+        )
+        if self.key is None:
+            pairs = list(zip(entities, events, strict=True))
+            unkeyed = entities.count(None)
+            if unkeyed:
+                pairs = [pair for pair in pairs if pair[0] is not None]
+        else:
+            pairs, unkeyed = self._function_keys(events)
+        if only is not None:
+            pairs = [pair for pair in pairs if pair[0] in only]
+        return pairs, unkeyed
+
+    def step(self, key: Any, state: Any, event: Event) -> Any:
+        """Return the settled state after one event of a key.
+
+        Raises:
+            ProjectionError: The fold raised, or returned what no column holds.
+        """
+        folding = Folding(self)
+        folding.states[key] = state
+        folding.fold([(key, event)])
+        return folding.states[key]
+
+    def _function_keys(
+        self, events: Iterable[Event]
+    ) -> tuple[list[tuple[Any, Event]], int]:
+        pairs: list[tuple[Any, Event]] = []
+        unkeyed = 0
+        for event in events:
+            keys = self._keys_of(event)
+            unkeyed += not keys
+            pairs += [(key, event) for key in keys]
+        return pairs, unkeyed
+
+    def _keys_of(self, event: Event) -> Collection[Any]:
+        assert self.key is not None
+        shape = self.key_shape
+        try:
+            found = self.key(event)
+            if found is None:
+                return ()
+            if not shape.many:
+                return (shape.check(found),)
+            if found.__class__ is not list:
+                msg = f"{found!r} is no list of keys, as the key function declares"
+                raise Unsettled(msg)
+            return dict.fromkeys(map(shape.check, found))
+        except Unsettled as error:
+            reason = f"its key {error}"
+            if shape.types == (str,) and "not str" in reason:
+                reason += (
+                    " (declare another by the key function's annotation or key_type=)"
+                )
+            raise ProjectionError(self.name, event.position, reason) from error
+        except Exception as error:
+            reason = f"its key function raised {describe(error)}"
+            raise ProjectionError(self.name, event.position, reason) from error
+
+    def _fingerprints(self, payload: Any) -> Fingerprints:
+        shape = [
+            (c.name, c.kind, c.nullable, _type_name(c.annotation))
+            for c in self.state_shape.columns
+        ]
+        keys = [(c.name, c.kind) for c in self.key_shape.columns]
+        columns = [(name, kind) for name, kind, *_ in shape]
+        payloads = fingerprint(payload)
+        upcasters = fingerprint(
+            {repr(k): f for k, f in sorted(self.upcast.items(), key=repr)}
+        )
+        routing: list[object] = [
+            sorted(self.topics),
+            sorted(self.groups or ()),
+            [keys, columns, self.key_shape.many],
+            self.key,
+        ]
+        if self.key is not None:
+            routing += [payloads, upcasters]
+        return Fingerprints(
+            code=fingerprint(self.reducer),
+            state=fingerprint(shape),
+            payload=payloads,
+            upcasters=upcasters,
+            routing=fingerprint(*routing),
+        )
+
+
+def projection(
+    *,
+    topics: Sequence[str],
+    version: int,
+    name: str | None = None,
+    groups: Sequence[str] | None = None,
+    key: KeyFunction | None = None,
+    key_type: Any = None,
+    payload: Any = None,
+    upcast: Upcasters | None = None,
+) -> Callable[[Reducer], Projection]:
+    """Declare a function ``(state | None, event) -> state | None`` a projection.
+
+    The function must be pure: no clock, no input or output, no randomness. None
+    deletes the row.
+
+    Args:
+        topics: Topics whose events are folded.
+        version: The author's number; raise it when rows change their meaning.
+        name: Name of the projection; the function's name if not given.
+        groups: Consumer groups whose events are folded. Needed once the log holds
+            a topic under several groups.
+        key: Function from event to key, to a list of keys, or to None for an event
+            that is not for this projection; the entity_id if not given.
+        key_type: Type of the key, if its function has no return annotation.
+        payload: `msgspec.Struct` to decode payloads into, or a dict of one per
+            event type.
+        upcast: (event_type, event_version) → function from that version's payload
+            to the payload that the fold expects.
+
+    Raises:
+        RegistrationError: The declaration cannot work; the message says why.
+    """
+
+    def declare(reducer: Reducer) -> Projection:
+        chosen = name or getattr(reducer, "__name__", "")
+        _check_declaration(chosen, version, topics, groups, reducer)
+        return Projection(
+            reducer,
+            name=chosen,
+            version=version,
+            topics=tuple(dict.fromkeys(topics)),
+            groups=None if groups is None else tuple(dict.fromkeys(groups)),
+            key=key,
+            key_type=key_type,
+            payload=payload,
+            upcast=upcast or {},
+        )
+
+    return declare
+
+
+class Registry:
+    """The projections that are known, by name and version."""
+
+    def __init__(self, projections: Iterable[Projection] = ()) -> None:
+        """Take projections in.
+
+        Raises:
+            RegistrationError: Two of them have one name and version.
+        """
+        self._known: dict[str, dict[int, Projection]] = {}
+        for found in projections:
+            self.add(found)
+
+    def add(self, new: Projection) -> None:
+        """Take one projection in; the same object twice is once."""
+        versions = self._known.setdefault(new.name, {})
+        other = versions.get(new.version)
+        if other is not None and other is not new:
+            msg = (
+                f"projection '{new.name}' version {new.version} is declared twice: "
+                f"in {other.__module__} and in {new.__module__}"
+            )
+            raise RegistrationError(msg)
+        versions[new.version] = new
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all projections, sorted."""
+        return sorted(self._known)
+
+    def latest(self, name: str) -> Projection:
+        """Return the highest version of a projection, or raise ProjectionNotFound."""
+        versions = self._known.get(name)
+        if not versions:
+            raise ProjectionNotFound(name, self.names)
+        return versions[max(versions)]
+
+    def made_by(self, name: str, prints: Fingerprints) -> Projection | None:
+        """Return the registered version whose code made a build, if it is there."""
+        versions = self._known.get(name, {})
+        for number in sorted(versions, reverse=True):
+            if versions[number].fingerprints == prints:
+                return versions[number]
+        return None
+
+
+class Folding:
+    """States of one build in memory, and which of them changed since they were stored.
+
+    Args:
+        fold: The projection.
+        load: Keys → stored states, for keys that memory lacks. None says that
+            memory is complete: a key it lacks has no row.
+        only: Keys to fold; None folds all.
+    """
+
+    def __init__(
+        self,
+        fold: Projection,
+        load: Callable[[Collection[Any]], dict[Any, Any]] | None = None,
+        only: Collection[Any] | None = None,
+    ) -> None:
+        self.projection = fold
+        self.states: dict[Any, Any] = {}
+        self.touched: dict[Any, Position] = {}
+        """Key → last position folded into it since the last `drain`."""
+        self.events = 0
+        self.unkeyed = 0
+        self._load = load
+        self._only = only
+
+    def apply(self, page: EventPage) -> None:
+        """Fold a page of matching events.
+
+        Raises:
+            ProjectionError: The fold failed on one of them. States in memory are
+                void then: forget this object, start again from stored rows.
+        """
+        pairs, unkeyed = self.projection.keyed(page, self._only)
+        self.events += (
+            len(page.column("position"))
+            if self._only is None
+            else len({event.position for _, event in pairs})
+        )
+        self.unkeyed += unkeyed
+        states = self.states
+        if self._load is not None:
+            missing = {key for key, _ in pairs if key not in states}
+            if missing:
+                states.update(self._load(missing))
+        self.fold(pairs)
+
+    def fold(self, pairs: Iterable[tuple[Any, Event]]) -> None:
+        """Fold (key, event) pairs whose states are in memory; errors as `apply`."""
+        states, touched = self.states, self.touched
+        get = states.get
+        reduce, settle = self.projection.reducer, self.projection.state_shape.settle
+        key: Any = None
+        event: Any = None
+        try:
+            for key, event in pairs:
+                state = reduce(get(key), event)
+                if state is not None:
+                    state = settle(state)
+                states[key] = state
+                touched[key] = event.position
+        except Unsettled as error:
+            raise self._failed(event, key, f"its new state {error}") from error
+        except (Exception, SystemExit) as error:
+            reason = f"the fold raised {describe(error)}"
+            raise self._failed(event, key, reason) from error
+
+    def drain(self) -> dict[Any, tuple[Any, Position]]:
+        """Return key → (state or None, position) for what changed, and forget that it did."""
+        states = self.states
+        changed = {
+            key: (states[key], position) for key, position in self.touched.items()
+        }
+        self.touched.clear()
+        return changed
+
+    def _failed(self, event: Event, key: Any, reason: str) -> ProjectionError:
+        return ProjectionError(self.projection.name, event.position, reason, key=key)
+
+
+class _Payloads:
+    """Decodes the payload texts of a page, all in one call where their type is one."""
+
+    def __init__(self, payload: Any, upcast: Upcasters) -> None:
+        self._upcast = upcast
+        self._by_type: dict[str, Any] = payload if isinstance(payload, dict) else {}
+        self._single = Any if payload is None or self._by_type else payload
+        self._one_call = not upcast and not self._by_type
+        try:
+            self._page = msgspec.json.Decoder(list[self._single | None])
+            self._plain = msgspec.json.Decoder()
+        except TypeError as error:
+            msg = f"payload= {payload!r} cannot be decoded from JSON: {error}"
+            raise RegistrationError(msg) from None
+
+    def decode(self, page: EventPage, fold: Projection) -> Sequence[Any]:
+        texts = page.column("payload_text")
+        if self._one_call:
+            try:
+                if None in texts:
+                    texts = ["null" if text is None else text for text in texts]
+                return self._page.decode(f"[{','.join(texts)}]")  # type: ignore[no-any-return]
+            except (msgspec.MsgspecError, RecursionError):
+                pass  # one by one, to name the culprit
+        found = []
+        for index, text in enumerate(page.column("payload_text")):
+            try:
+                found.append(None if text is None else self._decode(page, index, text))
+            except (Exception, SystemExit) as error:
+                reason = f"its payload cannot be decoded: {describe(error)}"
+                position = page.column("position")[index]
+                raise ProjectionError(fold.name, position, reason) from error
+        return found
+
+    def _decode(self, page: EventPage, index: int, text: str) -> Any:
+        payload = self._plain.decode(text)
+        wanted: Any = self._single
+        if self._upcast or self._by_type:
+            event_type = page.column("event_type")[index]
+            version = page.column("event_version")[index]
+            upcaster = self._upcast.get((event_type, version))
+            if upcaster is not None:
+                payload = upcaster(payload)
+            wanted = self._by_type.get(event_type, self._single)
+        return payload if wanted is Any else msgspec.convert(payload, wanted)
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception's class, message and the last line of code it passed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].name}, line {frames[-1].lineno}" if frames else ""
+    text = str(error)
+    return f"{type(error).__name__}{': ' + text[:500] if text else ''}{place}"
+
+
+def _check_declaration(
+    name: str,
+    version: Any,
+    topics: Any,
+    groups: Any,
+    reducer: Any,
+) -> None:
+    if not NAME.fullmatch(name):
+        msg = (
+            f"projection name {name!r} does not match [a-z][a-z0-9_]{{0,39}}; "
+            "give one by name="
+        )
+        raise RegistrationError(msg)
+    if version.__class__ is not int or version < 1:
+        msg = f"projection '{name}': version= is {version!r}, not 1, 2, 3 …"
+        raise RegistrationError(msg)
+    for option, values in (("topics", topics), ("groups", groups)):
+        if values is None and option == "groups":
+            continue
+        if (
+            isinstance(values, str)
+            or not values
+            or not all(isinstance(value, str) and value for value in values)
+        ):
+            msg = f"projection '{name}': {option}= is {values!r}, not a list of names"
+            raise RegistrationError(msg)
+    try:
+        inspect.signature(reducer).bind(None, None)
+    except TypeError as error:
+        msg = f"projection '{name}': the fold must take (state, event): {error}"
+        raise RegistrationError(msg) from None
+
+
+def _check_columns(keys: KeyShape, states: StateShape) -> None:
+    repeated = Counter(c.name.lower() for c in (*keys.columns, *states.columns))
+    for name, times in repeated.items():
+        if times > 1:
+            msg = f"column {name!r} is both a key and a field of the state"
+            raise RegistrationError(msg)
+
+
+def _state_type(reducer: Reducer) -> Any:
+    try:
+        hints = typing.get_type_hints(reducer)
+    except (NameError, TypeError) as error:
+        msg = f"its annotations cannot be resolved: {error}"
+        raise RegistrationError(msg) from None
+    declared = hints.get("return", Any)
+    arguments = typing.get_args(declared)
+    if type(None) in arguments:
+        rest = tuple(a for a in arguments if a is not type(None))
+        return rest[0] if len(rest) == 1 else typing.Union[rest]  # noqa: UP007
+    if declared is type(None):
+        msg = "its fold is declared to return None, so it never has a row"
+        raise RegistrationError(msg)
+    return declared
+
+
+def _type_name(annotation: Any) -> str:
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__qualname__
+    return str(annotation)
+
+
+assert MAX_DEPTH < 900  # noqa: PLR2004 - page decoding adds a level below Python's limit

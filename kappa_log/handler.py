@@ -1,0 +1,254 @@
+"""Handler and ack: the user's decision about each record of a topic and group.
+
+A handler is called at least once for a record: a kill or a fenced writer repeats
+it. What it returns decides: `ack(...)` makes the record an event, anything else
+skips it, an exception makes it a Failure, kept whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from kappa_log.codec import check_id
+from kappa_log.errors import ConfigError, DecodeError, UsageError
+from kappa_log.events import Header, to_micros
+
+Proceed = Callable[[Any], Any]
+
+
+class Metadata(msgspec.Struct, frozen=True):
+    """What is known of a record besides its payload; fresh for every attempt."""
+
+    listener_id: str
+    group_id: str
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    timestamp: int | None
+    headers: tuple[Header, ...]
+    retry_count: int
+    """0 at the first attempt."""
+    checksum: str | None
+    message_id: str
+    """Hex; the idempotency key for effects outside the log's database."""
+
+
+class Ack(msgspec.Struct, frozen=True, gc=False):
+    """The decision to keep a record as an event; made by `ack`."""
+
+    entity_id: str | None
+    event_time: int | None
+    """Microseconds since 1970 UTC."""
+    event_type: str | None
+    event_version: str | None
+
+
+def ack(
+    entity_id: str | int | None,
+    event_time: datetime | str | None,
+    event_type: str | None = None,
+    event_version: str | int | None = None,
+) -> Ack:
+    """Return the decision to keep the record as an event.
+
+    Args:
+        entity_id: What the event is about; an int becomes text.
+        event_time: When it happened: an aware datetime, ISO 8601 text with an
+            offset, or None.
+        event_type: For instance ``order_placed``.
+        event_version: Version of the payload's schema.
+
+    Raises:
+        DecodeError: A value that the log cannot keep: a naive or impossible time,
+            an identifier with NUL or over 1,024 UTF-8 bytes, another type.
+    """
+    entity = _identifier("entity_id", entity_id)
+    return Ack(
+        entity,
+        None if event_time is None else _instant(event_time),
+        None if event_type is None else _identifier("event_type", event_type),
+        None if event_version is None else _identifier("event_version", event_version),
+    )
+
+
+class Handler:
+    """Base of handlers: override `consume`, and what else you need."""
+
+    def consume(self, payload: Any, metadata: Metadata) -> object:
+        """Return ``ack(...)`` to keep the record; anything else skips it."""
+        raise NotImplementedError
+
+    def around_consume(
+        self, payload: Any, metadata: Metadata, proceed: Proceed
+    ) -> object:
+        """Wrap `consume`; what is passed to ``proceed`` is what it receives."""
+        return proceed(payload)
+
+    def entity_id(self, payload: Any) -> str | int | None:
+        """Return the entity of a record that failed, if it can be told."""
+        return None
+
+    def event_time(self, payload: Any) -> datetime | str | None:
+        """Return the event time of a record that failed, if it can be told."""
+        return None
+
+    def event_type(self, payload: Any) -> str | None:
+        """Return the event type of a record that failed, if it can be told."""
+        return None
+
+    def event_version(self, payload: Any) -> str | int | None:
+        """Return the event version of a record that failed, if it can be told."""
+        return None
+
+    def start(self) -> None:
+        """Prepare before the first record of a run."""
+
+    def stop(self) -> None:
+        """Clean up after the last record of a run."""
+
+
+class FieldOptions(msgspec.Struct, frozen=True):
+    """Which fields of a JSON record say what an event must know: dotted paths."""
+
+    entity_id: str | None = None
+    event_time: str | None = None
+    event_type: str | None = None
+    event_version: str | None = None
+    key: str | None = None
+    """Becomes the record's key, as UTF-8 bytes."""
+
+
+class FieldHandler(Handler):
+    """Keeps every record; the fields that the options name become its columns.
+
+    A path that a record lacks is a Failure; a null is NULL.
+    """
+
+    def __init__(self, fields: FieldOptions) -> None:
+        """Split the paths once."""
+        self.fields = fields
+        self._entity_id = _path(fields.entity_id)
+        self._event_time = _path(fields.event_time)
+        self._event_type = _path(fields.event_type)
+        self._event_version = _path(fields.event_version)
+
+    def consume(self, payload: Any, metadata: Metadata) -> Ack:
+        """Acknowledge the record with what its fields say."""
+        return ack(
+            pick(payload, self._entity_id),
+            pick(payload, self._event_time),
+            pick(payload, self._event_type),
+            pick(payload, self._event_version),
+        )
+
+
+def key_of(payload: Any, path: tuple[str, ...]) -> bytes | None:
+    """Return the record's key taken from a field of its payload."""
+    found = pick(payload, path)
+    if found is None:
+        return None
+    if found.__class__ not in (str, int):
+        msg = f"field {'.'.join(path)!r} is no text or whole number, so it is no key"
+        raise DecodeError(msg)
+    return str(found).encode()
+
+
+def pick(payload: Any, path: tuple[str, ...]) -> Any:
+    """Return what a path leads to in a decoded payload; an empty path to None.
+
+    Raises:
+        DecodeError: The payload has no such field.
+    """
+    if not path:
+        return None
+    for name in path:
+        try:
+            payload = payload[name]
+        except (KeyError, TypeError, IndexError):
+            msg = f"the record has no field {'.'.join(path)!r}"
+            raise DecodeError(msg) from None
+    return payload
+
+
+def is_overridden(handler: Handler, hook: str) -> bool:
+    """Tell whether a handler's class replaces a hook of `Handler`."""
+    return getattr(type(handler), hook) is not getattr(Handler, hook)
+
+
+def load_handler(path: str) -> Handler:
+    """Return a new handler from ``module:Class``.
+
+    Raises:
+        ConfigError: No such module or class, or the class is no Handler.
+    """
+    import importlib
+
+    module_name, _, class_name = path.partition(":")
+    if not module_name or not class_name:
+        msg = f"handler {path!r} is not of the form module:Class"
+        raise ConfigError(msg)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        msg = f"handler {path!r}: module {module_name} cannot be imported: {error!r}"
+        raise ConfigError(msg) from error
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, Handler)):
+        msg = f"handler {path!r}: {class_name} is no subclass of kappa_log.Handler"
+        raise ConfigError(msg)
+    return found()
+
+
+def split_path(path: str | None) -> tuple[str, ...]:
+    """Return the names of a dotted path.
+
+    Raises:
+        UsageError: A name between the dots is empty.
+    """
+    if path is None:
+        return ()
+    names = tuple(path.split("."))
+    if not all(names):
+        msg = f"field path {path!r} is not names joined by dots"
+        raise UsageError(msg)
+    return names
+
+
+_path = split_path
+
+
+def _identifier(name: str, value: object) -> str | None:
+    if value is None:
+        return None
+    kind = value.__class__
+    if kind is int:
+        return str(value)
+    if not isinstance(value, str):
+        msg = f"{name} is {kind.__name__}, not text or a whole number"
+        raise DecodeError(msg)
+    check_id(name, value)
+    return value
+
+
+def _instant(value: object) -> int:
+    if isinstance(value, str):
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError as error:
+            msg = f"event_time {value[:64]!r} is no ISO 8601 time: {error}"
+            raise DecodeError(msg) from None
+    elif isinstance(value, datetime):
+        moment = value
+    else:
+        msg = f"event_time is {type(value).__name__}, not a datetime or ISO 8601 text"
+        raise DecodeError(msg)
+    try:
+        return to_micros(moment)
+    except ValueError as error:
+        msg = f"event_time: {error}"
+        raise DecodeError(msg) from None

@@ -1,0 +1,390 @@
+"""Project: fold what is past a build's cursor, rows and cursor in one transaction.
+
+`Runner` is the heart of live folding and of replay alike. It reads pages, folds them
+into states in memory and writes what changed from time to time. A crash costs what
+was folded since the last write, and never a lost or doubled event: the cursor moves
+with the rows, by compare-and-set.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from kappa_log.cursor import spans
+from kappa_log.errors import (
+    CursorConflict,
+    KappaLogError,
+    ProjectionError,
+    RegistrationError,
+    StaleCode,
+    StorageError,
+)
+from kappa_log.events import ORIGIN, Position
+from kappa_log.fold import Folding, Projection, Registry
+from kappa_log.storage import builds, log
+from kappa_log.storage.builds import Build, RowStore
+from kappa_log.storage.database import ConstraintViolated, Database
+from kappa_log.storage.views import point_view
+
+Clock = Callable[[], datetime]
+
+PAGE_EVENTS = 10_000
+"""Positions a page spans."""
+
+FLUSH_SECONDS = 5.0
+"""How much folding a kill may cost. Writing more often costs more than it saves."""
+
+MAX_STATES = 500_000
+"""States that live folding keeps in memory between writes; replay keeps all."""
+
+
+class FoldProgress(msgspec.Struct, frozen=True):
+    """How far a fold is."""
+
+    projection: str
+    cursor: Position
+    target: Position
+    events: int
+    phase: str
+
+
+OnProgress = Callable[[FoldProgress], None]
+
+
+class ProjectReport(msgspec.Struct, frozen=True):
+    """What one run of live folding did for one projection."""
+
+    projection: str
+    build: int
+    version: int
+    events: int
+    unkeyed: int
+    from_position: Position
+    to_position: Position
+    rows_changed: int
+    seconds: float
+    waiting: str | None = None
+    """Why the build waits at its cursor; None if it does not."""
+
+
+class Runner:
+    """Folds the log into one build.
+
+    Args:
+        database: The log.
+        build: What to fill; its cursor is where folding begins.
+        projection: Its code.
+        clock: For updated_at alone; rows never depend on it.
+        keep_all: Keep every state in memory: for replays.
+        only: Keys to fold; None folds all. Then the progress is that of the
+            shards alone: the build's cursor says what the other rows hold.
+        start: Where folding begins with ``only``.
+        sharded: Whether the build's shard cursors move along.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        build: Build,
+        projection: Projection,
+        clock: Clock,
+        *,
+        keep_all: bool = False,
+        only: Collection[Any] | None = None,
+        start: Position | None = None,
+        sharded: bool = False,
+    ) -> None:
+        self._database = database
+        self._build = build
+        self._projection = projection
+        self._clock = clock
+        self._keep_all = keep_all
+        self._only = only
+        self._sharded = sharded
+        self._store = RowStore(database, build, projection)
+        self._reader = reader_of(database, projection, only)
+        self.cursor = build.cursor if start is None else start
+        """Last position whose rows are written."""
+        self.events = 0
+        """Matching events folded and written."""
+        self.unkeyed = 0
+        self.rows_changed = 0
+        self.seconds = 0.0
+        """From the first read to the last row written."""
+        self._counted = (0, 0)
+        self._forget()
+
+    def run(
+        self,
+        upto: Position,
+        *,
+        phase: str = "project",
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """Fold up to a position, inclusive, and write.
+
+        Raises:
+            ProjectionError: The fold failed on an event; all before it is written.
+            CursorConflict: Another runner moved the build; memory is dropped.
+        """
+        started = time.perf_counter()
+        try:
+            self._run(upto, phase, on_progress)
+        except ProjectionError as error:
+            # The failed fold may have spoiled states in memory. Those in the table
+            # are good: from them to the event before the failure is a clean run.
+            self._forget()
+            if error.position - 1 > self.cursor:
+                self._run(error.position - 1, phase, on_progress)
+            raise
+        except KeyboardInterrupt:
+            self._forget()
+            raise
+        except StorageError:
+            self._forget()
+            raise
+        finally:
+            self.seconds += time.perf_counter() - started
+
+    def fold_within(self, connection: sa.Connection, upto: Position) -> None:
+        """Fold up to a position inside the caller's write transaction.
+
+        For the few events that are left when a build is promoted. If the
+        transaction fails this runner must not be used again.
+        """
+        for after, until in spans(self.cursor, upto, PAGE_EVENTS):
+            self._folding.apply(self._reader.page(after, until, connection))
+        self._write(connection, upto)
+
+    def _run(self, upto: Position, phase: str, on_progress: OnProgress | None) -> None:
+        written = time.monotonic()
+        for after, until in spans(self.cursor, upto, PAGE_EVENTS):
+            self._folding.apply(self._reader.page(after, until))
+            is_due = time.monotonic() - written >= FLUSH_SECONDS
+            is_large = not self._keep_all and len(self._folding.states) > MAX_STATES
+            if is_due or is_large or until == upto:
+                with self._database.write() as connection:
+                    self._write(connection, until)
+                self._remember(until)
+                written = time.monotonic()
+            if on_progress is not None:
+                on_progress(
+                    FoldProgress(
+                        self._projection.name,
+                        until,
+                        upto,
+                        self.events + self._folding.events - self._counted[0],
+                        phase,
+                    )
+                )
+
+    def _write(self, connection: sa.Connection, until: Position) -> None:
+        changed = self._folding.drain()
+        self._store.save(connection, changed, is_empty=self._is_empty)
+        if self._sharded:
+            builds.move_shards(
+                connection, self._database, self._build, self.cursor, until
+            )
+        if self._only is None:
+            builds.move_cursor(
+                connection,
+                self._database,
+                self._build,
+                self.cursor,
+                until,
+                unkeyed=self._folding.unkeyed - self._counted[1],
+                now=self._clock(),
+            )
+        self.rows_changed += len(changed)
+
+    def _remember(self, until: Position) -> None:
+        folding = self._folding
+        self.cursor = until
+        self._is_empty = False
+        self.events += folding.events - self._counted[0]
+        self.unkeyed += folding.unkeyed - self._counted[1]
+        self._counted = (folding.events, folding.unkeyed)
+        if not self._keep_all and len(folding.states) > MAX_STATES:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drop what is in memory; stored rows are read again as they are needed."""
+        self._is_empty = self.cursor == ORIGIN and self._only is None
+        self._counted = (0, 0)
+        is_fresh = self.cursor == ORIGIN
+        if self._keep_all or is_fresh:
+            self._folding = Folding(self._projection, only=self._only)
+            if not is_fresh:
+                with self._database.read() as connection:
+                    self._folding.states = (
+                        self._store.load_all(connection)
+                        if self._only is None
+                        else self._store.load(connection, self._only)
+                    )
+        else:
+            self._folding = Folding(self._projection, self._load, self._only)
+
+    def _load(self, keys: Collection[Any]) -> dict[Any, Any]:
+        with self._database.read() as connection:
+            return self._store.load(connection, keys)
+
+
+def project(
+    database: Database,
+    registry: Registry,
+    name: str,
+    clock: Clock,
+    on_progress: OnProgress | None = None,
+) -> ProjectReport:
+    """Bring a projection's live build up to the head, making it if there is none.
+
+    Raises:
+        ProjectionNotFound: No such projection is registered and none has a build.
+        ProjectionError: The fold failed; all before that event is written.
+    """
+    while True:
+        build = live_build(database, registry, name, clock)
+        fold = registry.made_by(name, build.fingerprints)
+        if fold is None:
+            return _waiting(build, stale(registry, build))
+        runner = Runner(database, build, fold, clock)
+        with database.read() as connection:
+            check_groups(connection, database, fold)
+            head = log.head(connection, database).position
+        try:
+            runner.run(head, on_progress=on_progress)
+        except CursorConflict:
+            # Somebody else folds this build, or promoted another: look again.
+            continue
+        except ProjectionError as error:
+            raise _with_remedy(error, build, runner.cursor) from error
+        return ProjectReport(
+            projection=name,
+            build=build.number,
+            version=build.version,
+            events=runner.events,
+            unkeyed=runner.unkeyed,
+            from_position=build.cursor,
+            to_position=runner.cursor,
+            rows_changed=runner.rows_changed,
+            seconds=runner.seconds,
+        )
+
+
+def live_build(
+    database: Database, registry: Registry, name: str, clock: Clock
+) -> Build:
+    """Return the live build of a projection; the first one is made, empty."""
+    with database.read() as connection:
+        build = builds.in_role(connection, database, name, "live")
+    if build is not None:
+        return build
+    fold = registry.latest(name)
+    try:
+        with database.write() as connection:
+            check_groups(connection, database, fold)
+            build = builds.create(connection, database, fold, role="live", now=clock())
+            point_view(connection, database, build, None)
+    except ConstraintViolated:
+        # Another process made it at the same moment.
+        with database.read() as connection:
+            build = builds.in_role(connection, database, name, "live")
+        if build is None:
+            raise
+    return build
+
+
+def reader_of(
+    database: Database, fold: Projection, only: Collection[Any] | None = None
+) -> log.LogReader:
+    """Return a reader of the events that a projection folds.
+
+    Few entities are looked up by index; many are cheaper to find by reading all.
+    """
+    entities = None
+    if fold.key is None and only is not None and len(only) <= MAX_INDEXED_ENTITIES:
+        entities = list(only)
+    return log.LogReader(database, fold.topics, fold.groups, entities)
+
+
+MAX_INDEXED_ENTITIES = 500
+
+
+def check_groups(
+    connection: sa.Connection, database: Database, fold: Projection
+) -> None:
+    """Raise RegistrationError if the log knows a topic of the fold under two groups.
+
+    The log holds an event per topic and group: both would be folded.
+    """
+    if fold.groups is not None:
+        return
+    for topic, groups in log.groups_of(connection, database, fold.topics).items():
+        if len(groups) > 1:
+            names = ", ".join(f"'{group}'" for group in groups)
+            msg = (
+                f"projection '{fold.name}' reads topic '{topic}', which the log holds "
+                f"under the groups {names}: each event would be folded "
+                f"{len(groups)} times. Say which: groups=[{groups[0]!r}]"
+            )
+            raise RegistrationError(msg)
+
+
+def stale(registry: Registry, build: Build) -> StaleCode:
+    """Return the error that says how a build's code differs from what is registered."""
+    known = build.projection in registry.names
+    if not known:
+        parts: list[str] = []
+        why = "its code is not registered any more"
+    else:
+        latest = registry.latest(build.projection)
+        parts = build.fingerprints.differing(latest.fingerprints)
+        what = ", ".join(parts)
+        why = (
+            f"it was made by version {build.version}, and of version "
+            f"{latest.version}, now registered, these differ: {what}"
+        )
+    can_declare = known and "routing" not in parts and "state" not in parts
+    also = (
+        f", or if the rows would be the same: kappa-log projections compatible {build.projection}"
+        if can_declare
+        else ""
+    )
+    msg = (
+        f"{build.label} waits at position {build.cursor}: {why}. "
+        f"Run: kappa-log replay {build.projection}{also}"
+    )
+    return StaleCode(build.projection, build.number, parts, msg)
+
+
+def _waiting(build: Build, why: KappaLogError) -> ProjectReport:
+    return ProjectReport(
+        projection=build.projection,
+        build=build.number,
+        version=build.version,
+        events=0,
+        unkeyed=0,
+        from_position=build.cursor,
+        to_position=build.cursor,
+        rows_changed=0,
+        seconds=0.0,
+        waiting=str(why),
+    )
+
+
+def _with_remedy(
+    error: ProjectionError, build: Build, cursor: Position
+) -> ProjectionError:
+    remedy = (
+        f"Its cursor (build {build.number}) stands at {cursor}, all before is written; "
+        f"fix the fold, then run: kappa-log replay {build.projection}"
+    )
+    return ProjectionError(
+        error.projection, error.position, error.reason, key=error.key, remedy=remedy
+    )

@@ -1,0 +1,311 @@
+"""The ledger: which offsets became which positions, and who may move them.
+
+An offset moves by compare-and-set on its value and the writer's epoch. A writer that
+was replaced updates no row, and its batch rolls back: fenced by epoch, never by time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from kappa_log.errors import Fenced, UsageError
+from kappa_log.records import Lane
+from kappa_log.storage.bulk import insert_rows
+from kappa_log.storage.database import Database
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """The right to move one lane's offset, until somebody else takes it."""
+
+    source_id: int
+    epoch: int
+    next_offset: int
+    content_digest: bytes | None
+    """For a file: digest of what was read up to next_offset."""
+    is_new: bool
+
+
+class Counts(msgspec.Struct):
+    """What became of the records of a batch; their sum is the records seen."""
+
+    acked: int = 0
+    skipped: int = 0
+    duplicate: int = 0
+    failed: int = 0
+    parked: int = 0
+
+    @property
+    def seen(self) -> int:
+        """Return the number of records."""
+        return self.acked + self.skipped + self.duplicate + self.failed + self.parked
+
+    def add(self, other: Counts) -> None:
+        """Add another batch's counts."""
+        for name in self.__struct_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+def source_id(
+    connection: sa.Connection, database: Database, name: str, now: datetime
+) -> int:
+    """Return the id of a source, making it known if it is new."""
+    table = database.tables.sources
+    query = sa.select(table.c.id).where(table.c.name == name)
+    found = connection.scalar(query)
+    if found is None:
+        if database.is_sqlite:
+            connection.execute(table.insert().values(name=name, created_at=now))
+        else:
+            from sqlalchemy.dialects.postgresql import insert
+
+            connection.execute(
+                insert(table)
+                .values(name=name, created_at=now)
+                .on_conflict_do_nothing(index_elements=[table.c.name])
+            )
+        found = connection.scalar(query)
+    assert found is not None
+    return found
+
+
+def assign(
+    connection: sa.Connection,
+    database: Database,
+    lane: Lane,
+    *,
+    dedupe: str,
+    fields: str | None,
+    start: int,
+    now: datetime,
+) -> Assignment:
+    """Take a lane over: bump its epoch, fencing whoever had it, and read its offset.
+
+    Args:
+        connection: Write transaction.
+        database: The log.
+        lane: What to take.
+        dedupe: Dedupe mode of the reader.
+        fields: Field options of the reader as JSON; None under a listener.
+        start: Offset of a lane that nobody read before.
+        now: The clock.
+
+    Raises:
+        UsageError: The lane was read with other options; nothing was changed.
+    """
+    table = database.tables.offsets
+    identifier = source_id(connection, database, lane.source, now)
+    where = _is_lane(table, lane, identifier)
+    row = connection.execute(
+        sa.select(table).where(where).with_for_update()
+    ).one_or_none()
+    if row is None:
+        connection.execute(
+            table.insert().values(
+                source_id=identifier,
+                group_id=lane.group_id,
+                topic=lane.topic,
+                partition=lane.partition,
+                next_offset=start,
+                epoch=1,
+                dedupe=dedupe,
+                fields=fields,
+                updated_at=now,
+            )
+        )
+        return Assignment(identifier, 1, start, None, True)
+    _check_options(row, lane, dedupe, fields)
+    connection.execute(
+        table.update().where(where).values(epoch=row.epoch + 1, updated_at=now)
+    )
+    digest = None if row.content_digest is None else bytes(row.content_digest)
+    return Assignment(identifier, row.epoch + 1, row.next_offset, digest, False)
+
+
+def peek(
+    connection: sa.Connection, database: Database, lane: Lane
+) -> sa.Row[Any] | None:
+    """Return the offsets row of a lane without taking the lane."""
+    table, sources = database.tables.offsets, database.tables.sources
+    query = (
+        sa.select(table)
+        .join(sources)
+        .where(
+            sources.c.name == lane.source,
+            table.c.group_id == lane.group_id,
+            table.c.topic == lane.topic,
+            table.c.partition == lane.partition,
+        )
+    )
+    return connection.execute(query).one_or_none()
+
+
+def advance(
+    connection: sa.Connection,
+    database: Database,
+    lane: Lane,
+    held: Assignment,
+    to_offset: int,
+    *,
+    content_digest: bytes | None,
+    now: datetime,
+) -> None:
+    """Move a lane's offset from ``held.next_offset``; Fenced if it is no longer ours."""
+    table = database.tables.offsets
+    result = connection.execute(
+        table.update()
+        .where(
+            _is_lane(table, lane, held.source_id),
+            table.c.epoch == held.epoch,
+            table.c.next_offset == held.next_offset,
+        )
+        .values(next_offset=to_offset, content_digest=content_digest, updated_at=now)
+    )
+    if result.rowcount != 1:
+        msg = (
+            f"another process took over {lane.topic} of {lane.source} for group "
+            f"{lane.group_id}; this batch was rolled back, and what was committed "
+            "is kept"
+        )
+        raise Fenced(msg)
+
+
+def write_checkpoint(
+    connection: sa.Connection,
+    database: Database,
+    lane: Lane,
+    *,
+    kind: str,
+    source: int,
+    from_offset: int,
+    to_offset: int,
+    counts: Counts,
+    positions: tuple[int, int] | None,
+    head: bytes | None,
+    now: datetime,
+) -> None:
+    """Write one row of the ledger: [from_offset, to_offset) and what became of it."""
+    first, last = positions or (None, None)
+    connection.execute(
+        database.tables.checkpoints.insert().values(
+            kind=kind,
+            source_id=source,
+            group_id=lane.group_id,
+            topic=lane.topic,
+            partition=lane.partition,
+            from_offset=from_offset,
+            to_offset=to_offset,
+            first_position=first,
+            last_position=last,
+            head=head,
+            recorded_at=now,
+            **msgspec.structs.asdict(counts),
+        )
+    )
+
+
+RECEIVED = (
+    "source_id",
+    "group_id",
+    "topic",
+    "partition",
+    "offset",
+    "key",
+    "headers",
+    "timestamp",
+)
+"""Columns of a record that is kept outside the log."""
+
+DUPLICATE_COLUMNS = (*RECEIVED, "repeats", "recorded_at")
+
+FAILURE_COLUMNS = (
+    *RECEIVED,
+    "value",
+    "checksum",
+    "message_id",
+    "entity_id",
+    "event_time",
+    "event_type",
+    "event_version",
+    "park_id",
+    "parked",
+    "error_class",
+    "error_message",
+    "error_backtrace",
+    "fingerprint",
+    "attempts",
+    "first_at",
+    "last_at",
+)
+
+
+def keep_duplicates(
+    connection: sa.Connection, database: Database, rows: Sequence[Sequence[Any]]
+) -> None:
+    """Keep dropped duplicates; rows in order of `DUPLICATE_COLUMNS`."""
+    insert_rows(connection, database.tables.duplicates, DUPLICATE_COLUMNS, rows)
+
+
+def keep_failures(
+    connection: sa.Connection, database: Database, rows: Sequence[Sequence[Any]]
+) -> None:
+    """Keep failures; rows in order of `FAILURE_COLUMNS`."""
+    insert_rows(connection, database.tables.failures, FAILURE_COLUMNS, rows)
+
+
+def lanes(connection: sa.Connection, database: Database) -> Iterable[sa.Row[Any]]:
+    """Return all offsets rows with the names of their sources."""
+    table, sources = database.tables.offsets, database.tables.sources
+    return connection.execute(
+        sa.select(sources.c.name.label("source"), table)
+        .join(sources)
+        .order_by(table.c.topic, table.c.group_id, sources.c.name, table.c.partition)
+    ).all()
+
+
+def _is_lane(table: sa.Table, lane: Lane, source: int) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        table.c.source_id == source,
+        table.c.group_id == lane.group_id,
+        table.c.topic == lane.topic,
+        table.c.partition == lane.partition,
+    )
+
+
+def _check_options(row: Any, lane: Lane, dedupe: str, fields: str | None) -> None:
+    for name, old, new in (
+        ("--dedupe", row.dedupe, dedupe),
+        ("field options", row.fields, fields),
+    ):
+        if old != new:
+            msg = (
+                f"{lane.source} was ingested into {lane.topic} (group "
+                f"{lane.group_id}) with {name} {old or 'of a listener'}, now with "
+                f"{new or 'of a listener'}; use the same, or another --source or "
+                "--group; nothing was changed"
+            )
+            raise UsageError(msg)
+
+
+def failure_ids(
+    connection: sa.Connection,
+    database: Database,
+    lane: Lane,
+    source: int,
+    from_offset: int,
+    limit: int = 5,
+) -> list[int]:
+    """Return the ids of the first failures of a lane from an offset on."""
+    table = database.tables.failures
+    return list(
+        connection.scalars(
+            sa.select(table.c.id)
+            .where(_is_lane(table, lane, source), table.c.offset >= from_offset)
+            .order_by(table.c.offset)
+            .limit(limit)
+        )
+    )

@@ -1,0 +1,207 @@
+"""Lists: events, failures and duplicates as people look them up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from kappa_log.errors import NotFound
+from kappa_log.events import Event, EventPage, Header, Position
+from kappa_log.records import decode_headers
+from kappa_log.storage.database import Database
+from kappa_log.storage.log import EVENT_COLUMNS
+
+
+class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which events to list; None does not filter."""
+
+    topic: str | None = None
+    group: str | None = None
+    entity_id: str | None = None
+    event_type: str | None = None
+    after: Position | None = None
+    before: Position | None = None
+    since: datetime | None = None
+
+
+class Received(msgspec.Struct, frozen=True, kw_only=True):
+    """A record that is kept outside the log."""
+
+    id: int
+    source: str
+    topic: str
+    group_id: str
+    partition: int
+    offset: int
+    key: bytes | None
+    headers: list[Header]
+    timestamp: int | None
+
+
+class Duplicate(Received, frozen=True, kw_only=True):
+    """A record that was dropped because the log has its message."""
+
+    repeats: Position
+    recorded_at: datetime
+
+
+class Failure(Received, frozen=True, kw_only=True):
+    """A record that could not become an event, whole, with its error."""
+
+    value: bytes | None
+    checksum: str | None
+    entity_id: str | None
+    event_time: datetime | None
+    event_type: str | None
+    event_version: str | None
+    parked: bool
+    error_class: str | None
+    error_message: str | None
+    error_backtrace: list[str]
+    fingerprint: str | None
+    attempts: int
+    first_at: datetime
+    last_at: datetime
+
+
+def events(
+    connection: sa.Connection,
+    database: Database,
+    chosen: EventFilter,
+    *,
+    limit: int,
+    oldest_first: bool = False,
+) -> list[Event]:
+    """Return matching events by position, the newest or the oldest ones first."""
+    table = database.tables.events
+    conditions: list[sa.ColumnElement[bool]] = []
+    for column, value in (
+        (table.c.topic, chosen.topic),
+        (table.c.group_id, chosen.group),
+        (table.c.entity_id, chosen.entity_id),
+        (table.c.event_type, chosen.event_type),
+    ):
+        if value is not None:
+            conditions.append(column == value)
+    if chosen.after is not None:
+        conditions.append(table.c.position > chosen.after)
+    if chosen.before is not None:
+        conditions.append(table.c.position < chosen.before)
+    if chosen.since is not None:
+        conditions.append(table.c.recorded_at >= chosen.since)
+    order = table.c.position.asc() if oldest_first else table.c.position.desc()
+    query = sa.select(*(table.c[name] for name in EVENT_COLUMNS))
+    rows = connection.execute(query.where(*conditions).order_by(order).limit(limit))
+    return [_event(row) for row in rows]
+
+
+def event(connection: sa.Connection, database: Database, position: Position) -> Event:
+    """Return one event, or raise NotFound."""
+    table = database.tables.events
+    query = sa.select(*(table.c[name] for name in EVENT_COLUMNS))
+    # Beyond 64 bits no database has a position; SQLite's driver would raise.
+    row = (
+        connection.execute(query.where(table.c.position == position)).one_or_none()
+        if 0 < position < 2**63
+        else None
+    )
+    if row is None:
+        raise NotFound("event", position)
+    return _event(row)
+
+
+def sources(connection: sa.Connection, database: Database) -> dict[int, str]:
+    """Return source_id → name of all sources."""
+    table = database.tables.sources
+    return {row.id: row.name for row in connection.execute(sa.select(table))}
+
+
+def duplicates(
+    connection: sa.Connection,
+    database: Database,
+    *,
+    limit: int,
+    after: int | None = None,
+    only: int | None = None,
+) -> list[Duplicate]:
+    """Return dropped duplicates by id; ``only`` one of them."""
+    table, source = database.tables.duplicates, database.tables.sources
+    query = sa.select(table, source.c.name.label("source")).join(source)
+    if after is not None:
+        query = query.where(table.c.id > after)
+    if only is not None:
+        query = query.where(table.c.id == only)
+    rows = connection.execute(query.order_by(table.c.id).limit(limit))
+    return [
+        Duplicate(**_received(row), repeats=row.repeats, recorded_at=row.recorded_at)
+        for row in rows
+    ]
+
+
+def failures(
+    connection: sa.Connection,
+    database: Database,
+    *,
+    limit: int,
+    only: int | None = None,
+) -> list[Failure]:
+    """Return failures, newest first; ``only`` one of them."""
+    table, source = database.tables.failures, database.tables.sources
+    query = sa.select(table, source.c.name.label("source")).join(source)
+    if only is not None:
+        query = query.where(table.c.id == only)
+    rows: Sequence[Any] = connection.execute(
+        query.order_by(table.c.id.desc()).limit(limit)
+    ).all()
+    return [
+        Failure(
+            **_received(row),
+            value=None if row.value is None else bytes(row.value),
+            checksum=row.checksum,
+            entity_id=row.entity_id,
+            event_time=row.event_time,
+            event_type=row.event_type,
+            event_version=row.event_version,
+            parked=bool(row.parked),
+            error_class=row.error_class,
+            error_message=row.error_message,
+            error_backtrace=json.loads(row.error_backtrace or "[]"),
+            fingerprint=row.fingerprint,
+            attempts=row.attempts,
+            first_at=row.first_at,
+            last_at=row.last_at,
+        )
+        for row in rows
+    ]
+
+
+def _received(row: Any) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "source": row.source,
+        "topic": row.topic,
+        "group_id": row.group_id,
+        "partition": row.partition,
+        "offset": row.offset,
+        "key": None if row.key is None else bytes(row.key),
+        "headers": decode_headers(row.headers),
+        "timestamp": row.timestamp,
+    }
+
+
+def _event(row: Any) -> Event:
+    values = dict(zip(EVENT_COLUMNS, row, strict=True))
+    text = values.pop("payload")
+    columns = {name: [value] for name, value in values.items()}
+    columns["payload_text"] = [text]
+    columns["headers"] = [decode_headers(values["headers"])]
+    columns["message_id"] = [bytes(values["message_id"]).hex()]
+    payload = None if text is None else msgspec.json.decode(text)
+    return Event(
+        values["position"], values["entity_id"], payload, EventPage(columns), 0
+    )

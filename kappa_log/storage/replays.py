@@ -1,0 +1,156 @@
+"""Replays and the audit trail, as rows."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from kappa_log.errors import NotFound
+from kappa_log.storage.database import Database
+
+
+class ReplayRow(msgspec.Struct, frozen=True):
+    """One replay as it is stored. Whether it runs is a lock, never a status."""
+
+    id: int
+    projection: str
+    build: int | None
+    phase: str
+    """What it does next: fill, refold, compare, catch-up, promote, done."""
+    outcome: str | None
+    """None until it ended: promoted, kept, refused, side, nothing, cancelled."""
+    request: dict[str, Any]
+    plan: dict[str, Any]
+    progress: dict[str, Any]
+    reason: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+def start(
+    connection: sa.Connection,
+    database: Database,
+    *,
+    projection: str,
+    phase: str,
+    request: dict[str, Any],
+    plan: dict[str, Any],
+    build: int | None,
+    reason: str | None,
+    now: datetime,
+) -> ReplayRow:
+    """Write a new replay and return it."""
+    table = database.tables.replays
+    identifier = connection.execute(
+        table.insert()
+        .values(
+            projection=projection,
+            build=build,
+            phase=phase,
+            request=_to_text(request),
+            plan=_to_text(plan),
+            progress="{}",
+            reason=reason,
+            created_at=now,
+            updated_at=now,
+        )
+        .returning(table.c.id)
+    ).scalar_one()
+    return get(connection, database, identifier)
+
+
+def get(connection: sa.Connection, database: Database, identifier: int) -> ReplayRow:
+    """Return a replay, or raise NotFound."""
+    table = database.tables.replays
+    row = connection.execute(
+        sa.select(table).where(table.c.id == identifier)
+    ).one_or_none()
+    if row is None:
+        raise NotFound("replay", identifier, "See: kappa-log replay --list")
+    return _replay(row)
+
+
+def listed(
+    connection: sa.Connection,
+    database: Database,
+    *,
+    projection: str | None = None,
+    unfinished: bool = False,
+    limit: int = 50,
+) -> list[ReplayRow]:
+    """Return replays, newest first."""
+    table = database.tables.replays
+    query = sa.select(table).order_by(table.c.id.desc()).limit(limit)
+    if projection is not None:
+        query = query.where(table.c.projection == projection)
+    if unfinished:
+        query = query.where(table.c.outcome.is_(None))
+    return [_replay(row) for row in connection.execute(query)]
+
+
+def update(
+    connection: sa.Connection,
+    database: Database,
+    identifier: int,
+    *,
+    now: datetime,
+    **changes: Any,
+) -> None:
+    """Change a replay's phase, outcome, plan or progress."""
+    table = database.tables.replays
+    stored = {
+        name: _to_text(value) if isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
+    result = connection.execute(
+        table.update().where(table.c.id == identifier).values(updated_at=now, **stored)
+    )
+    if result.rowcount != 1:
+        raise NotFound("replay", identifier)
+
+
+def write_audit(
+    connection: sa.Connection,
+    database: Database,
+    *,
+    who: str,
+    action: str,
+    subject: str,
+    detail: dict[str, Any] | None = None,
+    reason: str | None = None,
+    now: datetime,
+) -> None:
+    """Add to the audit trail, in the transaction of the act itself."""
+    connection.execute(
+        database.tables.audit.insert().values(
+            at=now,
+            who=who,
+            action=action,
+            subject=subject,
+            detail=_to_text(detail or {}),
+            reason=reason,
+        )
+    )
+
+
+def _replay(row: Any) -> ReplayRow:
+    return ReplayRow(
+        id=row.id,
+        projection=row.projection,
+        build=row.build,
+        phase=row.phase,
+        outcome=row.outcome,
+        request=msgspec.json.decode(row.request),
+        plan=msgspec.json.decode(row.plan),
+        progress=msgspec.json.decode(row.progress),
+        reason=row.reason,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
+
+
+def _to_text(value: Any) -> str:
+    return msgspec.json.encode(value).decode()

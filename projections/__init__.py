@@ -1,0 +1,1 @@
+"""Example projections over a shop's orders and CDNOW's purchases."""
