@@ -10,6 +10,7 @@ Who can rewrite events and heads alike is caught only by a head kept elsewhere.
 
 from __future__ import annotations
 
+import functools
 import struct
 from hashlib import blake2b
 
@@ -18,6 +19,8 @@ from kappa_log.records import Lane, field, text_field
 
 HEAD_OF_NOTHING = bytes(32)
 """The chain's head at ORIGIN."""
+
+_NOTHING_BUT = field(None) * 3
 
 _FIXED = struct.Struct("<qqq?q?qq")
 
@@ -34,7 +37,10 @@ def personal_digest(
     entity_id: str | None,
 ) -> bytes:
     """Return the part hash of what may name a person beside the payload."""
-    parts = field(raw) + field(key) + field(headers) + text_field(entity_id)
+    if raw is key is headers is None:
+        parts = _NOTHING_BUT + text_field(entity_id)
+    else:
+        parts = field(raw) + field(key) + field(headers) + text_field(entity_id)
     return blake2b(parts, digest_size=32).digest()
 
 
@@ -106,12 +112,16 @@ def digest_tail(
         parts: The two part hashes, payload first, 64 bytes.
     """
     return (
-        text_field(event_type)
-        + text_field(event_version)
+        _kind_of_event(event_type, event_version)
         + message_id
         + text_field(checksum)
         + parts
     )
+
+
+@functools.lru_cache(4096)
+def _kind_of_event(event_type: str | None, event_version: str | None) -> bytes:
+    return text_field(event_type) + text_field(event_version)
 
 
 def extend(head: bytes, digest: bytes) -> bytes:

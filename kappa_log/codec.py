@@ -41,7 +41,8 @@ class Decoded(NamedTuple):
 Decoder = Callable[[bytes], Decoded]
 
 _TOMBSTONE = Decoded(None, None, None)
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
+# Only for valid JSON: over strings that never end it would take quadratic time.
+_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _decode = msgspec.json.Decoder().decode
 
 
@@ -56,12 +57,12 @@ def decode_json(value: bytes) -> Decoded:
     except UnicodeDecodeError as error:
         msg = f"not UTF-8: byte {error.start} cannot be decoded"
         raise DecodeError(msg) from None
-    if text.count("[") + text.count("{") > MAX_DEPTH:
-        _check_depth(value)
     try:
         payload = _decode(value)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         _refuse(value, error)
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        _check_depth(value)
     if _may_repeat_keys(text, payload) or "\\u" in text:
         _check_exactly(text)
     return Decoded(text, payload, None)
@@ -87,12 +88,16 @@ def decoder_named(name: str) -> Decoder:
 
 def check_id(name: str, value: str | None) -> None:
     """Raise DecodeError for an identifier that one of the databases cannot index."""
-    if value is None or (len(value) <= MAX_ID_BYTES // 4 and "\0" not in value):
+    if value is None:
         return
     if "\0" in value:
         msg = f"{name} contains a NUL character"
         raise DecodeError(msg)
-    size = len(value.encode())
+    try:
+        size = len(value) if value.isascii() else len(value.encode())
+    except UnicodeEncodeError:
+        msg = f"{name} contains a lone surrogate (\\ud800 to \\udfff)"
+        raise DecodeError(msg) from None
     if size > MAX_ID_BYTES:
         msg = f"{name} has {size} bytes; at most {MAX_ID_BYTES} are indexed"
         raise DecodeError(msg)

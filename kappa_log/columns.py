@@ -38,8 +38,12 @@ Kind = Literal[
 MAX_NAME_BYTES = 63
 """Longest name that PostgreSQL keeps whole."""
 
-SYSTEM_COLUMNS = ("_position",)
-"""Columns of a build beside key and state: the last position folded into the row."""
+SYSTEM_COLUMNS = (
+    "_position",
+    *("ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"),
+)
+"""Columns that a build has beside key and state: the last position folded into the
+row, and those that PostgreSQL gives every table."""
 
 _INT_RANGE = range(-(2**63), 2**63)
 _MAX_DIGITS = 1000
@@ -79,7 +83,9 @@ class Column(msgspec.Struct, frozen=True):
 
     def stored(self, value: Any) -> Any:
         """Return what the table holds for a settled value."""
-        return None if value is None and self.kind != "json" else self.store(value)
+        if value is None and (self.nullable or self.kind != "json"):
+            return None
+        return self.store(value)
 
     def loaded(self, value: Any) -> Any:
         """Return the settled value for what the table holds."""
@@ -261,13 +267,18 @@ def _enum(kind: type[Enum]) -> tuple[Callable[[Any], Any], ...]:
     by_value = all(isinstance(member.value, str) for member in kind)
     lookup = {(m.value if by_value else m.name): m for m in kind}
 
+    def store(value: Any) -> Any:
+        return value.value if by_value else value.name
+
     def settle(value: Any) -> Any:
         if value.__class__ is not kind:
             refuse_type(value, kind)
+        if lookup.get(store(value)) is not value:
+            # A combination of flags, for instance.
+            msg = f"is {value!r}, no member of {_name(kind)} by name"
+            raise Unsettled(msg)
+        check_text(store(value))
         return value
-
-    def store(value: Any) -> str:
-        return check_text(value.value if by_value else value.name)
 
     def load(stored: str) -> Any:
         return lookup[stored]

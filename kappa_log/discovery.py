@@ -54,7 +54,7 @@ def _modules(name: str, base: Path) -> Iterator[ModuleType]:
             f"{base}"
         )
         raise ConfigError(msg) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(name, error) from error
     yield root
     for found in pkgutil.walk_packages(getattr(root, "__path__", ()), name + "."):
@@ -78,7 +78,7 @@ def _forget_strangers(package: str, base: Path) -> None:
     if loaded is None:
         return
     places = [*getattr(loaded, "__path__", ()), getattr(loaded, "__file__", None)]
-    if any(str(place).startswith(root) for place in places if place):
+    if any(Path(place).is_relative_to(root) for place in places if place):
         return
     if not isinstance(loaded.__spec__, object) or package in sys.stdlib_module_names:
         return
@@ -89,11 +89,11 @@ def _forget_strangers(package: str, base: Path) -> None:
 def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(name, error) from error
 
 
-def _failed(name: str, error: Exception) -> RegistrationError:
+def _failed(name: str, error: BaseException) -> RegistrationError:
     if isinstance(error, RegistrationError):
         return error
     return RegistrationError(f"module {name} cannot be imported: {describe(error)}")

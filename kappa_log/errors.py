@@ -191,3 +191,11 @@ class CursorConflict(StorageError):
 
 class AlreadyRunning(StorageError):
     """The lock is held by a living process; nothing was changed."""
+
+
+def message_of(error: BaseException) -> str:
+    """Return what an error of the user's code says; some raise when they are asked."""
+    try:
+        return str(error)
+    except Exception as second:  # noqa: BLE001 - whatever it is, the first one counts
+        return f"(its message cannot be read: {type(second).__name__})"

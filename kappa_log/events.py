@@ -21,6 +21,11 @@ ORIGIN: Position = 0
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+# Subtraction does not overflow, but nothing could read such an instant again.
+_DAYS = range(
+    (datetime.min.replace(tzinfo=UTC) - _EPOCH).days,
+    (datetime.max.replace(tzinfo=UTC) - _EPOCH).days + 1,
+)
 
 Header = tuple[str, bytes | None]
 """One header; names may repeat and their order counts."""
@@ -36,11 +41,10 @@ def to_micros(moment: datetime) -> int:
         text = moment.isoformat()
         msg = f"time {text} has no zone; give an offset, for instance {text}+00:00"
         raise ValueError(msg)
-    try:
-        since = moment - _EPOCH
-    except OverflowError as error:
+    since = moment - _EPOCH
+    if since.days not in _DAYS:
         msg = f"time {moment.isoformat()} is outside the years 1 to 9999 in UTC"
-        raise ValueError(msg) from error
+        raise ValueError(msg)
     return since.days * 86_400_000_000 + since.seconds * 1_000_000 + since.microseconds
 
 

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from kappa_log.codec import decode_json
+from kappa_log.codec import check_id, decode_json
 from kappa_log.errors import DecodeError, SourceDiverged, SourceError, UsageError
 from kappa_log.records import Record, field
 
@@ -54,8 +54,13 @@ class LineFile:
                 msg = "standard input has no name: give --source NAME, so that it can be resumed"
                 raise UsageError(msg)
             source = Path(self.file).name.removesuffix(".gz")
-        if not source or "\0" in source:
-            msg = f"source name {source!r} is empty or contains NUL"
+        try:
+            check_id("source name", source)
+        except DecodeError as error:
+            msg = f"{error}; give another by --source NAME"
+            raise UsageError(msg) from None
+        if not source:
+            msg = "the source has no name; give one by --source NAME"
             raise UsageError(msg)
         self.source = f"file:{source}"
         self.held_back = False
@@ -152,7 +157,9 @@ class LineFile:
         except DecodeError:
             self.held_back = bool(line.strip())
             return True
-        return False
+        # After a carriage return the other half of the line end may follow.
+        self.held_back = line.endswith(b"\r")
+        return self.held_back
 
     def _diverged(self, what: str) -> None:
         msg = (

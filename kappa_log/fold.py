@@ -20,7 +20,12 @@ import msgspec
 
 from kappa_log.codec import MAX_DEPTH
 from kappa_log.columns import Unsettled
-from kappa_log.errors import ProjectionError, ProjectionNotFound, RegistrationError
+from kappa_log.errors import (
+    ProjectionError,
+    ProjectionNotFound,
+    RegistrationError,
+    message_of,
+)
 from kappa_log.events import Event, EventPage, Position
 from kappa_log.fingerprint import Fingerprints, fingerprint
 from kappa_log.keys import KeyShape, key_shape
@@ -70,10 +75,10 @@ class Projection:
             self.key_shape = key_shape(key, key_type)
             self.state_shape = StateShape(_state_type(reducer))
             _check_columns(self.key_shape, self.state_shape)
+            self.payloads = _Payloads(payload, self.upcast)
         except RegistrationError as error:
             msg = f"projection '{name}' ({reducer.__module__}): {error}"
             raise RegistrationError(msg) from None
-        self.payloads = _Payloads(payload, self.upcast)
         self.fingerprints = self._fingerprints(payload)
 
     def __call__(self, state: Any, event: Event) -> Any:
@@ -168,7 +173,7 @@ class Projection:
                     " (declare another by the key function's annotation or key_type=)"
                 )
             raise ProjectionError(self.name, event.position, reason) from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reason = f"its key function raised {describe(error)}"
             raise ProjectionError(self.name, event.position, reason) from error
 
@@ -179,9 +184,11 @@ class Projection:
         ]
         keys = [(c.name, c.kind) for c in self.key_shape.columns]
         columns = [(name, kind) for name, kind, *_ in shape]
-        payloads = fingerprint(payload)
+        package = self.reducer.__module__.partition(".")[0]
+        payloads = fingerprint(payload, package=package)
         upcasters = fingerprint(
-            {repr(k): f for k, f in sorted(self.upcast.items(), key=repr)}
+            {repr(k): f for k, f in sorted(self.upcast.items(), key=repr)},
+            package=package,
         )
         routing: list[object] = [
             sorted(self.topics),
@@ -192,7 +199,7 @@ class Projection:
         if self.key is not None:
             routing += [payloads, upcasters]
         return Fingerprints(
-            code=fingerprint(self.reducer),
+            code=fingerprint(self.reducer, self.state_shape.type, package=package),
             state=fingerprint(shape),
             payload=payloads,
             upcasters=upcasters,
@@ -382,12 +389,16 @@ class _Payloads:
 
     def __init__(self, payload: Any, upcast: Upcasters) -> None:
         self._upcast = upcast
-        self._by_type: dict[str, Any] = payload if isinstance(payload, dict) else {}
-        self._single = Any if payload is None or self._by_type else payload
-        self._one_call = not upcast and not self._by_type
+        by_type: dict[str, Any] = payload if isinstance(payload, dict) else {}
+        self._single = Any if payload is None or by_type else payload
+        self._one_call = not upcast and not by_type
         try:
             self._page = msgspec.json.Decoder(list[self._single | None])
-            self._plain = msgspec.json.Decoder()
+            self._one = msgspec.json.Decoder(self._single | None)
+            self._by_type = {
+                name: msgspec.json.Decoder(wanted | None)
+                for name, wanted in by_type.items()
+            }
         except TypeError as error:
             msg = f"payload= {payload!r} cannot be decoded from JSON: {error}"
             raise RegistrationError(msg) from None
@@ -412,23 +423,25 @@ class _Payloads:
         return found
 
     def _decode(self, page: EventPage, index: int, text: str) -> Any:
-        payload = self._plain.decode(text)
-        wanted: Any = self._single
-        if self._upcast or self._by_type:
-            event_type = page.column("event_type")[index]
+        if self._one_call:
+            return self._one.decode(text)
+        event_type = page.column("event_type")[index]
+        decoder = self._by_type.get(event_type, self._one)
+        if self._upcast:
             version = page.column("event_version")[index]
             upcaster = self._upcast.get((event_type, version))
             if upcaster is not None:
-                payload = upcaster(payload)
-            wanted = self._by_type.get(event_type, self._single)
-        return payload if wanted is Any else msgspec.convert(payload, wanted)
+                new = upcaster(msgspec.json.decode(text))
+                return msgspec.convert(new, decoder.type, str_keys=True)
+        # From the text, not from plain values: a Decimal keeps all its digits.
+        return decoder.decode(text)
 
 
 def describe(error: BaseException) -> str:
     """Return an exception's class, message and the last line of code it passed."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].name}, line {frames[-1].lineno}" if frames else ""
-    text = str(error)
+    text = message_of(error)
     return f"{type(error).__name__}{': ' + text[:500] if text else ''}{place}"
 
 

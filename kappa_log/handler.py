@@ -194,14 +194,18 @@ def load_handler(path: str) -> Handler:
         raise ConfigError(msg)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         msg = f"handler {path!r}: module {module_name} cannot be imported: {error!r}"
         raise ConfigError(msg) from error
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, Handler)):
         msg = f"handler {path!r}: {class_name} is no subclass of kappa_log.Handler"
         raise ConfigError(msg)
-    return found()
+    try:
+        return found()
+    except (Exception, SystemExit) as error:
+        msg = f"handler {path!r} cannot be made: {error!r}"
+        raise ConfigError(msg) from error
 
 
 def split_path(path: str | None) -> tuple[str, ...]:
@@ -227,7 +231,7 @@ def _identifier(name: str, value: object) -> str | None:
         return None
     kind = value.__class__
     if kind is int:
-        return str(value)
+        value = str(value)
     if not isinstance(value, str):
         msg = f"{name} is {kind.__name__}, not text or a whole number"
         raise DecodeError(msg)

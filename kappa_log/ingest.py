@@ -21,7 +21,7 @@ import msgspec
 
 from kappa_log import chain
 from kappa_log.codec import Decoded, Decoder, decode
-from kappa_log.errors import DecodeError, SourceDiverged
+from kappa_log.errors import DecodeError, SourceDiverged, message_of
 from kappa_log.events import Position, from_micros, to_micros
 from kappa_log.files import LineFile
 from kappa_log.handler import (
@@ -347,7 +347,7 @@ def consume(
             result: object = handler.consume(payload, None)  # type: ignore[arg-type]
         else:
             metadata = _metadata(portion, record, message_id, value_sum)
-            result = handler.aroundconsume(
+            result = handler.around_consume(
                 payload, metadata, lambda given: handler.consume(given, metadata)
             )
     except (Exception, SystemExit) as error:
@@ -355,7 +355,8 @@ def consume(
     if not isinstance(result, Ack):
         return None
     headers = encode_headers(record.headers)
-    text = None if decoded.text is None else decoded.text.encode()
+    # Without raw, the text is the received value itself.
+    text = record.value if decoded.raw is None else (decoded.text or "").encode()
     parts = chain.payload_digest(text) + chain.personal_digest(
         decoded.raw, record.key, headers, result.entity_id
     )
@@ -565,8 +566,8 @@ def failure_row(
         park_id(portion, record),
         0,
         type(error).__name__,
-        _storable(str(error)),
-        _storable(json.dumps(_capped(lines))),
+        _storable(message_of(error)),
+        json.dumps([_storable(line) for line in _capped(lines)]),
         fingerprint_of(error),
         1,
         recorded,
@@ -603,7 +604,7 @@ def _what_can_be_told(handler: Handler, payload: Any) -> Ack:
         try:
             value = getattr(handler, hook)(payload)
             ack(**{"entity_id": None, "event_time": None, hook: value})
-        except Exception:  # noqa: BLE001, S112 - the record's own error is what counts
+        except (Exception, SystemExit):  # noqa: BLE001, S112 - the record's error counts
             continue
         said[hook] = value
     return ack(**({"entity_id": None, "event_time": None} | said))

@@ -53,7 +53,10 @@ def field(value: bytes | None) -> bytes:
 
 def text_field(value: str | None) -> bytes:
     """Return a text length-prefixed as UTF-8."""
-    return _NULL if value is None else field(value.encode())
+    if value is None:
+        return _NULL
+    data = value.encode()
+    return len(data).to_bytes(4, "little") + data
 
 
 def checksum(value: bytes | None) -> str | None:

@@ -104,12 +104,8 @@ def event(connection: sa.Connection, database: Database, position: Position) -> 
     """Return one event, or raise NotFound."""
     table = database.tables.events
     query = sa.select(*(table.c[name] for name in EVENT_COLUMNS))
-    # Beyond 64 bits no database has a position; SQLite's driver would raise.
-    row = (
-        connection.execute(query.where(table.c.position == position)).one_or_none()
-        if 0 < position < 2**63
-        else None
-    )
+    query = query.where(table.c.position == _within_64_bits(position))
+    row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFound("event", position)
     return _event(row)
@@ -135,7 +131,7 @@ def duplicates(
     if after is not None:
         query = query.where(table.c.id > after)
     if only is not None:
-        query = query.where(table.c.id == only)
+        query = query.where(table.c.id == _within_64_bits(only))
     rows = connection.execute(query.order_by(table.c.id).limit(limit))
     return [
         Duplicate(**_received(row), repeats=row.repeats, recorded_at=row.recorded_at)
@@ -154,7 +150,7 @@ def failures(
     table, source = database.tables.failures, database.tables.sources
     query = sa.select(table, source.c.name.label("source")).join(source)
     if only is not None:
-        query = query.where(table.c.id == only)
+        query = query.where(table.c.id == _within_64_bits(only))
     rows: Sequence[Any] = connection.execute(
         query.order_by(table.c.id.desc()).limit(limit)
     ).all()
@@ -205,3 +201,8 @@ def _event(row: Any) -> Event:
     return Event(
         values["position"], values["entity_id"], payload, EventPage(columns), 0
     )
+
+
+def _within_64_bits(number: int) -> int:
+    """Return a number that both drivers take; nothing has the number 0."""
+    return number if 0 < number < 2**63 else 0

@@ -320,17 +320,26 @@ def recorded_after(
 def groups_of(
     connection: sa.Connection, database: Database, topics: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Return topic → the groups under which the log knows it, sorted."""
-    table = database.tables.offsets
+    """Return topic → the groups under which the log has events of it, sorted."""
+    lanes, table = database.tables.offsets, database.tables.events
     rows = connection.execute(
-        sa.select(table.c.topic, table.c.group_id)
-        .where(table.c.topic.in_(topics))
-        .distinct()
-        .order_by(table.c.topic, table.c.group_id)
-    )
+        sa.select(lanes.c.topic, lanes.c.group_id, lanes.c.source_id)
+        .where(lanes.c.topic.in_(topics))
+        .order_by(lanes.c.topic, lanes.c.group_id)
+    ).all()
     found: dict[str, list[str]] = {}
-    for topic, group in rows:
-        found.setdefault(topic, []).append(group)
+    for topic, group, source in rows:
+        if group in found.setdefault(topic, []):
+            continue
+        # One row by the index of coordinates: a group may be known and have no event,
+        # after a file that is not there for instance.
+        query = sa.select(table.c.position).where(
+            table.c.source_id == source,
+            table.c.group_id == group,
+            table.c.topic == topic,
+        )
+        if connection.scalar(query.limit(1)) is not None:
+            found[topic].append(group)
     return found
 
 

@@ -65,9 +65,10 @@ def start(
 def get(connection: sa.Connection, database: Database, identifier: int) -> ReplayRow:
     """Return a replay, or raise NotFound."""
     table = database.tables.replays
-    row = connection.execute(
-        sa.select(table).where(table.c.id == identifier)
-    ).one_or_none()
+    row = None
+    if 0 < identifier < 2**63:
+        query = sa.select(table).where(table.c.id == identifier)
+        row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFound("replay", identifier, "See: kappa-log replay --list")
     return _replay(row)
