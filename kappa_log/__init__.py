@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from kappa_log.events import ORIGIN, Event, Position, make_event
     from kappa_log.fold import Projection, projection
     from kappa_log.handler import Ack, FieldOptions, Handler, Metadata, ack
-    from kappa_log.replay import ReplayPlan, ReplayReport
+    from kappa_log.plan import ReplayPlan
+    from kappa_log.steps import ReplayReport
 
 __version__ = "0.1.0"
 
@@ -35,8 +36,8 @@ _HOMES = {
     "Position": "events",
     "Projection": "fold",
     "ProjectionError": "errors",
-    "ReplayPlan": "replay",
-    "ReplayReport": "replay",
+    "ReplayPlan": "plan",
+    "ReplayReport": "steps",
     "StorageError": "errors",
     "UsageError": "errors",
     "ack": "handler",

@@ -29,7 +29,10 @@ from kappa_log.handler import FieldHandler, FieldOptions, load_handler, split_pa
 from kappa_log.ingest import IngestProgress, IngestReport, Listener
 from kappa_log.project import OnProgress, ProjectReport
 from kappa_log.records import check_dedupe
-from kappa_log.replay import Replayer, ReplayPlan, ReplayReport, ReplayRequest, Swap
+from kappa_log.plan import Context, ReplayPlan, ReplayRequest
+from kappa_log.replay import Replayer
+from kappa_log.steps import ReplayReport
+from kappa_log.swap import Swap
 from kappa_log.storage import builds, diff, ledger, lists, log, migrations, replays
 from kappa_log.storage.builds import Build, Mixed
 from kappa_log.storage.database import Database, sqlite_module
@@ -605,13 +608,15 @@ class KappaLog:
             self.interrupted_replay = identifier
 
         return Replayer(
-            self.database,
-            self.registry,
-            self._clock,
-            who=_user(),
-            on_plan=on_plan,
-            on_progress=on_progress,
-            on_start=started,
+            Context(
+                database=self.database,
+                registry=self.registry,
+                clock=self._clock,
+                who=_user(),
+                on_plan=on_plan,
+                on_progress=on_progress,
+                on_start=started,
+            )
         )
 
     def _interruptible(self, run: Callable[[], ReplayReport]) -> ReplayReport:
@@ -783,15 +788,8 @@ class KappaLog:
     def _audit(
         self, connection: Any, action: str, subject: str, reason: str | None
     ) -> None:
-        replays.write_audit(
-            connection,
-            self.database,
-            who=_user(),
-            action=action,
-            subject=subject,
-            reason=reason,
-            now=self._clock(),
-        )
+        act = replays.Audit(who=_user(), action=action, subject=subject, reason=reason)
+        replays.write_audit(connection, self.database, act, self._clock())
 
     def _build(self, connection: Any, name: str, number: int | None) -> Build:
         if number is not None:

@@ -114,6 +114,9 @@ def _refuse(value: bytes, error: Exception) -> NoReturn:
     elif isinstance(error, RecursionError):
         msg = f"not strict JSON: more than {MAX_DEPTH} levels of nesting"
     else:
+        if b"\\u" in value:
+            # Of a lone surrogate msgspec says that the input was truncated.
+            _check_exactly(value.decode())
         msg = f"not strict JSON: {error}"
     raise DecodeError(msg) from None
 

@@ -128,11 +128,13 @@ def _append(
         replays.write_audit(
             connection,
             database,
-            who=who,
-            action="admit",
-            subject=f"duplicate {identifier}",
-            detail={"position": writer.position},
-            reason=reason,
-            now=now,
+            replays.Audit(
+                who=who,
+                action="admit",
+                subject=f"duplicate {identifier}",
+                detail={"position": writer.position},
+                reason=reason,
+            ),
+            now,
         )
     return writer.position

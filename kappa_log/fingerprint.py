@@ -151,7 +151,8 @@ def _named_value(
                 yield f"name {target.__name__}.{name}"
                 yield from _named_value(vars(target)[name], names, seen, package)
     elif (
-        isinstance(target, (types.FunctionType, type)) and _package_of(target) != package
+        isinstance(target, (types.FunctionType, type))
+        and _package_of(target) != package
     ):
         yield f"{target.__module__}.{target.__qualname__}"
     else:

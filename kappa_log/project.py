@@ -145,18 +145,31 @@ class Runner:
         try:
             self._run(upto, phase, on_progress)
         except ProjectionError as error:
-            # The failed fold may have spoiled states in memory. Those in the table
-            # are good: from them to the event before the failure is a clean run.
-            self._forget()
-            if error.position - 1 > self.cursor:
-                self._run(error.position - 1, phase, on_progress)
-            raise
+            # Keys and payloads of a page are made before any of it is folded, so a
+            # fold may fail on an event before this one: then that is the first error.
+            raise self._first_error(error, phase, on_progress) from error.__cause__
         except (KeyboardInterrupt, StorageError):
             self._forget()
             raise
         finally:
             gc.set_threshold(*thresholds)
             self.seconds += time.perf_counter() - started
+
+    def _first_error(
+        self, error: ProjectionError, phase: str, on_progress: OnProgress | None
+    ) -> ProjectionError:
+        """Write all before the first event that fails, and return its error."""
+        while True:
+            # The failed fold may have spoiled states in memory. Those in the table
+            # are good: from them to the event before the failure is a clean run.
+            self._forget()
+            try:
+                self._run(error.position - 1, phase, on_progress)
+            except ProjectionError as earlier:
+                assert earlier.position < error.position, "the same span failed again"
+                error = earlier
+            else:
+                return error
 
     def fold_within(self, connection: sa.Connection, upto: Position) -> None:
         """Fold up to a position inside the caller's write transaction.

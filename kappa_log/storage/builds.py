@@ -426,9 +426,12 @@ class RowStore:
             )
             return
         types = [cast.removesuffix("[]") for cast in (*self._casts, "bigint[]")]
-        with driver.cursor() as cursor, cursor.copy(
-            f"COPY {self._target} ({columns}) FROM STDIN (FORMAT BINARY)"
-        ) as copy:
+        with (
+            driver.cursor() as cursor,
+            cursor.copy(
+                f"COPY {self._target} ({columns}) FROM STDIN (FORMAT BINARY)"
+            ) as copy,
+        ):
             copy.set_types(types)
             for row in rows:
                 copy.write_row(row)

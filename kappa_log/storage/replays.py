@@ -30,30 +30,42 @@ class ReplayRow(msgspec.Struct, frozen=True):
     updated_at: datetime
 
 
+class NewReplay(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replay begins with."""
+
+    projection: str
+    build: int
+    phase: str
+    request: dict[str, Any]
+    plan: dict[str, Any]
+    reason: str | None
+
+
+class Audit(msgspec.Struct, frozen=True, kw_only=True):
+    """One act for the audit trail."""
+
+    who: str
+    action: str
+    subject: str
+    detail: dict[str, Any] = {}
+    reason: str | None = None
+
+
 def start(
-    connection: sa.Connection,
-    database: Database,
-    *,
-    projection: str,
-    phase: str,
-    request: dict[str, Any],
-    plan: dict[str, Any],
-    build: int | None,
-    reason: str | None,
-    now: datetime,
+    connection: sa.Connection, database: Database, new: NewReplay, now: datetime
 ) -> ReplayRow:
     """Write a new replay and return it."""
     table = database.tables.replays
     identifier = connection.execute(
         table.insert()
         .values(
-            projection=projection,
-            build=build,
-            phase=phase,
-            request=_to_text(request),
-            plan=_to_text(plan),
+            projection=new.projection,
+            build=new.build,
+            phase=new.phase,
+            request=_to_text(new.request),
+            plan=_to_text(new.plan),
             progress="{}",
-            reason=reason,
+            reason=new.reason,
             created_at=now,
             updated_at=now,
         )
@@ -114,25 +126,17 @@ def update(
 
 
 def write_audit(
-    connection: sa.Connection,
-    database: Database,
-    *,
-    who: str,
-    action: str,
-    subject: str,
-    detail: dict[str, Any] | None = None,
-    reason: str | None = None,
-    now: datetime,
+    connection: sa.Connection, database: Database, act: Audit, now: datetime
 ) -> None:
     """Add to the audit trail, in the transaction of the act itself."""
     connection.execute(
         database.tables.audit.insert().values(
             at=now,
-            who=who,
-            action=action,
-            subject=subject,
-            detail=_to_text(detail or {}),
-            reason=reason,
+            who=act.who,
+            action=act.action,
+            subject=act.subject,
+            detail=_to_text(act.detail),
+            reason=act.reason,
         )
     )
 

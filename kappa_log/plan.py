@@ -1,0 +1,297 @@
+"""Plan: what a replay request comes to, found out before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+import sqlalchemy as sa
+
+from kappa_log.cursor import spans
+from kappa_log.errors import UsageError
+from kappa_log.events import ORIGIN, Position
+from kappa_log.fold import Projection, Registry
+from kappa_log.project import PAGE_EVENTS, OnProgress, Runner, check_groups, reader_of
+from kappa_log.storage import builds, log
+from kappa_log.storage.builds import Build
+from kappa_log.storage.database import Database
+
+Kind = Literal["full", "since", "until"]
+By = Literal["recorded", "event-time"]
+
+
+class ReplayRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What to replay, as it was asked."""
+
+    since: datetime | None = None
+    from_position: Position | None = None
+    from_offset: tuple[str, int, int] | None = None
+    by: By = "recorded"
+    until: datetime | None = None
+    promote: bool = True
+    max_changed: str | None = None
+    """``100`` rows or ``5%`` of the live rows."""
+    reason: str | None = None
+
+    @property
+    def has_start(self) -> bool:
+        """Whether only keys touched since a start are refolded."""
+        starts = (self.since, self.from_position, self.from_offset)
+        return any(start is not None for start in starts)
+
+
+class ReplayPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request comes to, before anything is written."""
+
+    projection: str
+    version: int
+    kind: Kind
+    description: str
+    from_position: Position
+    """First position concerned; 1 for a full replay."""
+    head: Position
+    """Last position concerned."""
+    events: int
+    """Events to fold: of all keys, or of those touched."""
+    keys: int | None
+    """Keys touched by a replay with a start."""
+    live_build: int | None
+    live_cursor: Position | None
+    nothing: bool = False
+    """The start is past the head."""
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """What replays work with."""
+
+    database: Database
+    registry: Registry
+    clock: Callable[[], datetime]
+    """For the times of rows about replays; folds never see it."""
+    who: str
+    """Whom the audit trail names."""
+    on_plan: Callable[[ReplayPlan], None] | None = None
+    on_start: Callable[[int], None] | None = None
+    """Called with a replay's id once it can be resumed."""
+    on_progress: OnProgress | None = None
+
+    def runner(self, build: Build, fold: Projection) -> Runner:
+        """Return a runner that folds a build on from its cursor."""
+        return Runner(self.database, build, fold, self.clock)
+
+    def head(self) -> int:
+        """Return the position of the head."""
+        with self.database.read() as connection:
+            return log.head(connection, self.database).position
+
+
+class Planner:
+    """Resolves requests against the log as it is now; writes nothing."""
+
+    def __init__(self, context: Context) -> None:
+        self._database = context.database
+        self._registry = context.registry
+
+    def plan(
+        self, name: str, request: ReplayRequest
+    ) -> tuple[ReplayPlan, set[Any] | None]:
+        """Return the plan, and with a start the keys that it touches.
+
+        Raises:
+            ProjectionNotFound: No such projection is registered.
+            UsageError: The request contradicts itself, or needs a full replay.
+        """
+        fold = self._registry.latest(name)
+        _check_request(request)
+        with self._database.read() as connection:
+            check_groups(connection, self._database, fold)
+            live = builds.in_role(connection, self._database, name, "live")
+            head = log.head(connection, self._database).position
+            if request.has_start:
+                start, said = self._start_of(connection, request, fold)
+            elif request.until is not None:
+                start, said = self._first(connection, request.until, request.by)
+            else:
+                start, said = 1, ""
+        common = {
+            "projection": name,
+            "version": fold.version,
+            "live_build": live.number if live else None,
+            "live_cursor": live.cursor if live else None,
+        }
+        if request.has_start:
+            return self._since(fold, live, (start, said), head, common)
+        if request.until is not None:
+            last = head if start is None else start - 1
+            events = self._count(fold, last)
+            description = f"until {said} = positions 1 to {last:,}, {events:,} events"
+            return ReplayPlan(
+                kind="until",
+                description=description,
+                from_position=1,
+                head=last,
+                events=events,
+                keys=None,
+                **common,  # type: ignore[arg-type]
+            ), None
+        events = self._count(fold, head)
+        return ReplayPlan(
+            kind="full",
+            description=f"all of the log: positions 1 to {head:,}, {events:,} events",
+            from_position=1,
+            head=head,
+            events=events,
+            keys=None,
+            **common,  # type: ignore[arg-type]
+        ), None
+
+    def _since(
+        self,
+        fold: Projection,
+        live: Build | None,
+        resolved: tuple[Position | None, str],
+        head: Position,
+        common: dict[str, Any],
+    ) -> tuple[ReplayPlan, set[Any]]:
+        start, said = resolved
+        if live is None:
+            msg = (
+                f"'{fold.name}' has no live build to start from; a full replay is "
+                f"needed: kappa-log replay {fold.name}"
+            )
+            raise UsageError(msg)
+        if live.fingerprints.routing != fold.fingerprints.routing:
+            msg = (
+                f"which rows '{fold.name}' has (topics, groups, key or columns) changed "
+                f"since {live.label}, so its rows cannot be taken over; a full replay "
+                f"is needed: kappa-log replay {fold.name}"
+            )
+            raise UsageError(msg)
+        if start is None or start > head:
+            return ReplayPlan(
+                kind="since",
+                description=f"{said} is past the head, position {head:,}: nothing to do",
+                from_position=head + 1,
+                head=head,
+                events=0,
+                keys=0,
+                nothing=True,
+                **common,
+            ), set()
+        touched, since_events = self.touched(fold, start, head)
+        events = self._count(fold, live.cursor, touched)
+        description = (
+            f"{said} = position {start:,}: {since_events:,} events since touch "
+            f"{len(touched):,} keys, whose {events:,} events are folded again"
+        )
+        return ReplayPlan(
+            kind="since",
+            description=description,
+            from_position=start,
+            head=head,
+            events=events,
+            keys=len(touched),
+            **common,
+        ), touched
+
+    def _start_of(
+        self, connection: sa.Connection, request: ReplayRequest, fold: Projection
+    ) -> tuple[Position | None, str]:
+        if request.since is not None:
+            return self._first(connection, request.since, request.by)
+        if request.from_offset is not None:
+            topic, partition, offset = request.from_offset
+            if topic not in fold.topics:
+                msg = (
+                    f"'{fold.name}' does not read topic '{topic}'; it reads "
+                    f"{', '.join(fold.topics)}"
+                )
+                raise UsageError(msg)
+            found = log.first_from_offset(
+                connection, self._database, topic, partition, offset, fold.groups
+            )
+            return found, f"offset {topic}:{partition}:{offset}"
+        assert request.from_position is not None
+        return request.from_position, f"position {request.from_position:,}"
+
+    def _first(
+        self, connection: sa.Connection, moment: datetime, by: By
+    ) -> tuple[Position | None, str]:
+        find = log.first_recorded if by == "recorded" else log.first_happened
+        shown = moment.isoformat().replace("+00:00", "Z")
+        said = f"{'recorded' if by == 'recorded' else 'event time'} ≥ {shown}"
+        return find(connection, self._database, moment), said
+
+    def touched(
+        self, fold: Projection, start: Position, head: Position
+    ) -> tuple[set[Any], int]:
+        """Return the keys of matching events in [start, head], and their number."""
+        reader = reader_of(self._database, fold)
+        keys: set[Any] = set()
+        events = 0
+        for after, until in spans(start - 1, head, PAGE_EVENTS):
+            page = reader.page(after, until)
+            events += len(page.column("position"))
+            if fold.key is None:
+                keys.update(page.column("entity_id"))
+            else:
+                keys.update(key for key, _ in fold.keyed(page)[0])
+        keys.discard(None)
+        return keys, events
+
+    def _count(
+        self, fold: Projection, upto: Position, only: set[Any] | None = None
+    ) -> int:
+        """Return how many events up to a position the fold will meet."""
+        with self._database.read() as connection:
+            if only is None or fold.key is None:
+                return log.count(
+                    connection,
+                    self._database,
+                    upto,
+                    fold.topics,
+                    fold.groups,
+                    entities=only,
+                )
+        reader = reader_of(self._database, fold)
+        pages = (reader.page(a, b) for a, b in spans(ORIGIN, upto, PAGE_EVENTS))
+        return sum(len({e.position for _, e in fold.keyed(p, only)[0]}) for p in pages)
+
+
+def allowed_changes(limit: str, live_rows: int) -> int:
+    """Return how many rows ``100`` or ``5%`` allow to differ.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    number, percent = (limit[:-1], True) if limit.endswith("%") else (limit, False)
+    try:
+        value = float(number) if percent else int(number)
+    except ValueError:
+        value = -1
+    if not 0 <= value < float("inf"):
+        msg = f"--max-changed {limit!r} is neither a number of rows nor a share like 5%"
+        raise UsageError(msg)
+    return int(live_rows * value / 100) if percent else int(value)
+
+
+def _check_request(request: ReplayRequest) -> None:
+    starts = (request.since, request.from_position, request.from_offset)
+    given = sum(start is not None for start in starts)
+    if given > 1:
+        msg = "give one start: --since, --from-position or --from-offset"
+        raise UsageError(msg)
+    if given and request.until is not None:
+        msg = "--until builds a past state from the beginning and takes no start"
+        raise UsageError(msg)
+    if request.from_position is not None and request.from_position < 1:
+        msg = f"--from-position {request.from_position}: positions begin at 1"
+        raise UsageError(msg)
+    for moment in (request.since, request.until):
+        if moment is not None and moment.utcoffset() is None:
+            msg = f"time {moment.isoformat()} has no zone; give an offset, for instance +00:00"
+            raise UsageError(msg)
+    if request.max_changed is not None:
+        allowed_changes(request.max_changed, 0)
