@@ -6,7 +6,6 @@ All that the command line does is a method here.
 from __future__ import annotations
 
 import getpass
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -17,73 +16,33 @@ from typing import Any, Self
 import msgspec
 
 from kappa_log import discovery, duplicates, ingest, project, verify
-from kappa_log.codec import decoder_named
 from kappa_log.columns import Unsettled
-from kappa_log.config import Config, ListenerConfig, load_config
-from kappa_log.cursor import Lag, lag, spans
-from kappa_log.errors import ConfigError, NotFound, UsageError
+from kappa_log.config import Config, load_config
+from kappa_log.cursor import spans
+from kappa_log.doctor import Check, examine
+from kappa_log.errors import NotFound, UsageError
 from kappa_log.events import Event, Position, from_micros
 from kappa_log.files import LineFile
 from kappa_log.fold import Projection, Registry
-from kappa_log.handler import FieldHandler, FieldOptions, load_handler, split_path
-from kappa_log.ingest import IngestProgress, IngestReport, Listener
-from kappa_log.project import OnProgress, ProjectReport
-from kappa_log.records import check_dedupe
+from kappa_log.handler import FieldOptions
+from kappa_log.ingest import IngestProgress, IngestReport
+from kappa_log.listeners import Listener, field_listener, listener_for
 from kappa_log.plan import Context, ReplayPlan, ReplayRequest
+from kappa_log.project import OnProgress, ProjectReport
+from kappa_log.records import Lane
 from kappa_log.replay import Replayer
+from kappa_log.status import HeadStatus, ProjectionStatus, projection_status
 from kappa_log.steps import ReplayReport
-from kappa_log.swap import Swap
 from kappa_log.storage import builds, diff, ledger, lists, log, migrations, replays
-from kappa_log.storage.builds import Build, Mixed
-from kappa_log.storage.database import Database, sqlite_module
+from kappa_log.storage.builds import Build
+from kappa_log.storage.database import Database
 from kappa_log.storage.diff import Diff
 from kappa_log.storage.replays import ReplayRow
+from kappa_log.swap import Swap
 from kappa_log.verify import VerifyReport
-
-DEFAULT_GROUP = "kappa-log"
-"""Group of a topic that is ingested without a listener."""
 
 POLL_SECONDS = 0.2
 """How often a follower looks for new events."""
-
-
-class HeadStatus(msgspec.Struct, frozen=True):
-    """The end of the log; its digest, kept elsewhere, proves the log later."""
-
-    position: Position
-    digest: str
-    recorded_at: datetime | None
-
-
-class BuildStatus(msgspec.Struct, frozen=True):
-    """One build of a projection."""
-
-    number: int
-    version: int
-    role: str
-    cursor: Position
-    rows: int
-    mixed: Mixed | None
-    unkeyed: int
-    created_at: datetime
-    updated_at: datetime
-
-
-class ProjectionStatus(msgspec.Struct, frozen=True):
-    """A projection: what is registered, and what is built."""
-
-    name: str
-    version: int | None
-    """Highest registered version; None if none is."""
-    doc: str | None
-    topics: list[str]
-    view: str
-    live: BuildStatus | None
-    builds: list[BuildStatus]
-    lag: Lag | None
-    stale: list[str]
-    """Fingerprints in which the live build differs from the registered code."""
-    columns: list[str]
 
 
 class Explained(msgspec.Struct, frozen=True):
@@ -91,15 +50,6 @@ class Explained(msgspec.Struct, frozen=True):
 
     event: Event
     state: dict[str, Any] | None
-
-
-class Check(msgspec.Struct, frozen=True):
-    """One thing that doctor looked at."""
-
-    name: str
-    ok: bool
-    detail: str
-    remedy: str | None = None
 
 
 class KappaLog:
@@ -233,7 +183,7 @@ class KappaLog:
             SourceDiverged: The file is not what was ingested before.
             StorageError: The database refused; what was committed is kept.
         """
-        listener, stored = self._listener(topic, group, fields, dedupe)
+        listener, stored = listener_for(self.config, topic, group, fields, dedupe)
         lines = LineFile(file, source)
         self._require()
         return ingest.ingest_file(
@@ -246,57 +196,9 @@ class KappaLog:
             on_progress=on_progress,
         )
 
-    def _listener(
-        self,
-        topic: str,
-        group: str | None,
-        fields: FieldOptions | None,
-        dedupe: str | None,
-    ) -> tuple[Listener, str | None]:
-        """Return who decides about a topic, and the field options to store."""
-        if not topic or "\0" in topic:
-            msg = f"topic {topic!r} is empty or contains NUL"
-            raise UsageError(msg)
-        configured = [found for found in self.config.listeners if found.topic == topic]
-        if group is not None:
-            configured = [found for found in configured if found.group_id == group]
-        if not configured:
-            chosen = fields or FieldOptions()
-            listener = Listener(
-                id=f"ingest-{topic}",
-                topic=topic,
-                group_id=group or DEFAULT_GROUP,
-                handler=FieldHandler(chosen),
-                decoder=decoder_named("json"),
-                dedupe=check_dedupe(dedupe or "payload"),
-                key_path=split_path(chosen.key),
-            )
-            return listener, msgspec.json.encode(chosen).decode()
-        if len(configured) > 1:
-            groups = ", ".join(found.group_id for found in configured)
-            msg = f"topic '{topic}' has listeners for the groups {groups}; pick one by --group"
-            raise UsageError(msg)
-        if dedupe is not None or (fields is not None and fields != FieldOptions()):
-            msg = (
-                f"topic '{topic}' has a listener, whose handler says entity, time, type "
-                "and key; leave the field options and --dedupe out"
-            )
-            raise UsageError(msg)
-        return self._configured(configured[0]), None
-
-    def _configured(self, found: ListenerConfig) -> Listener:
-        folder = str(self.config.folder.resolve())
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
-        return Listener(
-            id=f"{found.group_id}-{found.topic}",
-            topic=found.topic,
-            group_id=found.group_id,
-            handler=load_handler(found.handler),
-            decoder=decoder_named(found.decoder),
-            dedupe=check_dedupe(found.dedupe),
-            park=found.park,
-        )
+    def listener(self, topic: str, group: str | None = None) -> Listener:
+        """Return the configured listener of a topic, or one that keeps all of it."""
+        return listener_for(self.config, topic, group)[0]
 
     # --- reading the log ----------------------------------------------------
 
@@ -399,19 +301,12 @@ class KappaLog:
 
     def _listener_of(self, connection: Any, kept: lists.Received) -> Listener:
         """Return who decided about a record that was kept, by its stored options."""
-        lane = ledger.Lane(kept.source, kept.topic, kept.group_id, kept.partition)
+        lane = Lane(kept.source, kept.topic, kept.group_id, kept.partition)
         row = ledger.peek(connection, self.database, lane)
         if row is None or row.fields is None:
-            return self._listener(kept.topic, kept.group_id, None, None)[0]
+            return self.listener(kept.topic, kept.group_id)
         fields = msgspec.json.decode(row.fields, type=FieldOptions)
-        return Listener(
-            id=f"ingest-{kept.topic}",
-            topic=kept.topic,
-            group_id=kept.group_id,
-            handler=FieldHandler(fields),
-            decoder=decoder_named("json"),
-            dedupe=row.dedupe,
-        )
+        return field_listener(kept.topic, kept.group_id, fields, row.dedupe)
 
     def failures(self, *, limit: int = 50) -> list[lists.Failure]:
         """Return failures, newest first."""
@@ -447,52 +342,8 @@ class KappaLog:
             return self._status(connection, name)
 
     def _status(self, connection: Any, name: str) -> ProjectionStatus:
-        found = [
-            (build, self._build_status(connection, build))
-            for build in builds.of(connection, self.database, name)
-        ]
-        live = next((pair for pair in found if pair[0].role == "live"), None)
-        fold = self.registry.latest(name) if name in self.registry.names else None
-        behind = None
-        stale: list[str] = []
-        if live is not None:
-            behind = lag(
-                live[0].cursor,
-                log.head(connection, self.database).position,
-                log.recorded_after(connection, self.database, live[0].cursor),
-                self._clock(),
-            )
-            if self.registry.made_by(name, live[0].fingerprints) is None:
-                stale = (
-                    ["code"]
-                    if fold is None
-                    else live[0].fingerprints.differing(fold.fingerprints)
-                )
-        layout = live[0].layout if live else fold and builds.layout_of(fold)
-        return ProjectionStatus(
-            name=name,
-            version=fold.version if fold else None,
-            doc=(fold.__doc__ or "").strip() or None if fold else None,
-            topics=list(fold.topics) if fold else [],
-            view=builds.view_name(self.database, name),
-            live=live[1] if live else None,
-            builds=[status for _, status in found],
-            lag=behind,
-            stale=stale,
-            columns=layout.names if layout else [],
-        )
-
-    def _build_status(self, connection: Any, build: Build) -> BuildStatus:
-        return BuildStatus(
-            number=build.number,
-            version=build.version,
-            role=build.role,
-            cursor=build.cursor,
-            rows=builds.count_rows(connection, self.database, build),
-            mixed=build.mixed,
-            unkeyed=build.unkeyed,
-            created_at=build.created_at,
-            updated_at=build.updated_at,
+        return projection_status(
+            connection, self.database, self.registry, name, self._clock
         )
 
     def project(
@@ -706,7 +557,8 @@ class KappaLog:
             if left.cursor != right.cursor:
                 msg = (
                     f"{left.label} is at position {left.cursor}, {right.label} at "
-                    f"{right.cursor}; rows are compared at one position only"
+                    f"{right.cursor}; rows are compared at one position only. "
+                    f"Bring the live build up: kappa-log project {name}"
                 )
                 raise UsageError(msg)
             return diff.compare(connection, self.database, left, right)
@@ -832,84 +684,7 @@ class KappaLog:
 
     def doctor(self) -> list[Check]:
         """Look at what commonly goes wrong; nothing is changed."""
-        return [*_checks(self)]
-
-
-def _checks(app: KappaLog) -> Iterator[Check]:
-    version = sys.version.split()[0]
-    yield Check("python", sys.version_info >= (3, 11), version)
-    place = app.config.file or f"none; defaults for {app.config.folder}"
-    yield Check("configuration", ok=True, detail=str(place))
-    if app.database.is_sqlite:
-        module = sqlite_module()
-        fresh = module.sqlite_version_info >= (3, 51, 3)
-        yield Check(
-            "sqlite",
-            fresh,
-            f"{module.sqlite_version} of {module.__name__}",
-            None
-            if fresh
-            else "older SQLite can lose commits in WAL mode: pip install pysqlite3",
-        )
-    try:
-        state = app.database_state()
-    except Exception as error:  # noqa: BLE001 - the finding is the error
-        yield Check("database", ok=False, detail=str(error), remedy="is it running?")
-        return
-    remedies = {
-        "empty": "kappa-log db create",
-        "behind": "kappa-log db upgrade",
-        "ahead": "install the newer kappa-log",
-    }
-    detail = f"{state.database}: {state.verdict}"
-    yield Check(
-        "database", state.verdict == "current", detail, remedies.get(state.verdict)
-    )
-    try:
-        names = app.registry.names
-    except Exception as error:  # noqa: BLE001 - the finding is the error
-        yield Check("projections", ok=False, detail=str(error), remedy="fix the module")
-        return
-    yield Check(
-        "projections",
-        bool(names),
-        ", ".join(names) or "none",
-        None if names else "kappa-log init",
-    )
-    for listener in app.config.listeners:
-        try:
-            app._configured(listener)
-        except ConfigError as error:
-            yield Check(f"listener {listener.topic}", ok=False, detail=str(error))
-        else:
-            yield Check(f"listener {listener.topic}", ok=True, detail=listener.handler)
-    if state.verdict == "current":
-        yield from _state_checks(app)
-
-
-def _state_checks(app: KappaLog) -> Iterator[Check]:
-    for status in app.projections():
-        behind = status.lag.events if status.lag else 0
-        if status.stale:
-            yield Check(
-                f"projection {status.name}",
-                ok=False,
-                detail=f"its live build waits: {', '.join(status.stale)} changed",
-                remedy=f"kappa-log replay {status.name}",
-            )
-        elif behind:
-            yield Check(
-                f"projection {status.name}",
-                ok=True,
-                detail=f"{behind:,} events behind; kappa-log project {status.name}",
-            )
-    for row in app.replays(unfinished=True):
-        yield Check(
-            f"replay {row.id}",
-            ok=False,
-            detail=f"of {row.projection} has not ended (at '{row.phase}')",
-            remedy=f"kappa-log replay --resume {row.id}",
-        )
+        return list(examine(self))
 
 
 def _parsed(fold: Projection, key: str) -> Any:

@@ -155,7 +155,7 @@ def _settle_int(value: Any) -> int:
     if value not in _INT_RANGE:
         msg = f"{value} is outside 64 bits"
         raise Unsettled(msg)
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _settle_float(value: Any) -> float:
@@ -171,7 +171,7 @@ def _settle_float(value: Any) -> float:
         msg = f"is {value}, which SQL and JSON cannot hold"
         raise Unsettled(msg)
     # SQLite keeps -0.0 as 0; so does everyone here.
-    return value + 0.0  # type: ignore[no-any-return]
+    return float(value) + 0.0
 
 
 def _settle_decimal(value: Any) -> Decimal:
@@ -183,6 +183,7 @@ def _settle_decimal(value: Any) -> Decimal:
         msg = f"is {value}, which SQL cannot hold"
         raise Unsettled(msg)
     _, digits, exponent = value.as_tuple()
+    assert isinstance(exponent, int), "a finite decimal has an exponent"
     if len(digits) > _MAX_DIGITS or abs(exponent) > _MAX_DIGITS:
         msg = f"has more than {_MAX_DIGITS} digits"
         raise Unsettled(msg)
@@ -201,7 +202,7 @@ def _settle_str(value: Any) -> str:
 def _settle_bool(value: Any) -> bool:
     if value is not True and value is not False:
         refuse_type(value, bool)
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _settle_bytes(value: Any) -> bytes:
@@ -213,7 +214,7 @@ def _settle_bytes(value: Any) -> bytes:
 def _settle_date(value: Any) -> date:
     if value.__class__ is not date:
         refuse_type(value, date)
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _settle_datetime(value: Any) -> datetime:

@@ -72,7 +72,10 @@ def _folder(folder: Path, package: str) -> Iterator[ModuleType]:
 
 
 def _forget_strangers(package: str, base: Path) -> None:
-    """Drop modules of this name that another folder brought into the process."""
+    """Drop modules of this name that another folder brought into the process.
+
+    Only where ``base`` has such modules itself: an installed package stays.
+    """
     root = str(base.resolve())
     loaded = sys.modules.get(package)
     if loaded is None:
@@ -80,7 +83,7 @@ def _forget_strangers(package: str, base: Path) -> None:
     places = [*getattr(loaded, "__path__", ()), getattr(loaded, "__file__", None)]
     if any(Path(place).is_relative_to(root) for place in places if place):
         return
-    if not isinstance(loaded.__spec__, object) or package in sys.stdlib_module_names:
+    if not ((base / package).is_dir() or (base / f"{package}.py").is_file()):
         return
     for name in [n for n in sys.modules if n == package or n.startswith(package + ".")]:
         del sys.modules[name]

@@ -16,11 +16,11 @@ from kappa_log.ingest import (
     Clock,
     Decided,
     Failed,
-    Listener,
     Portion,
     RowWriter,
     consume,
 )
+from kappa_log.listeners import Listener
 from kappa_log.records import Identity, Lane, Record, checksum
 from kappa_log.storage import ledger, lists, log, replays
 from kappa_log.storage.database import Database
@@ -113,14 +113,16 @@ def _append(
             connection,
             database,
             portion.lane,
-            kind="admit",
-            source=source,
-            from_offset=held.next_offset,
-            to_offset=portion.to_offset,
-            counts=Counts(acked=1),
-            positions=(writer.position, writer.position),
-            head=writer.digest,
-            now=from_micros(micros),
+            ledger.Checkpoint(
+                kind="admit",
+                source_id=source,
+                from_offset=held.next_offset,
+                to_offset=portion.to_offset,
+                counts=Counts(acked=1),
+                positions=(writer.position, writer.position),
+                head=writer.digest,
+                recorded_at=from_micros(micros),
+            ),
         )
         log.move_head(
             connection, database, old, log.Head(writer.position, writer.digest, micros)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
+from typing_extensions import override
 
 Position = int
 """Place in the log: 1, 2, 3 … without holes, in commit order."""
@@ -179,6 +180,7 @@ class Event(msgspec.Struct, frozen=True, eq=False, gc=False, repr_omit_defaults=
         found = self.page.column("payload_text")
         return found[self.index]  # type: ignore[no-any-return]
 
+    @override
     def __repr__(self) -> str:
         """Show what tells events apart."""
         return (

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
+from typing_extensions import override
 
 from kappa_log.codec import check_id, decode_json
 from kappa_log.errors import DecodeError, SourceDiverged, SourceError, UsageError
@@ -176,6 +177,7 @@ class _Unzipped(gzip.GzipFile):
         super().__init__(fileobj=under, mode="rb")
         self._to_close = under
 
+    @override
     def close(self) -> None:
         super().close()
         self._to_close.close()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from typing_extensions import override
 
 from kappa_log.codec import MAX_DEPTH
 from kappa_log.columns import Unsettled
@@ -85,6 +86,7 @@ class Projection:
         """Return the state after one event, as the reducer says."""
         return self.reducer(state, event)
 
+    @override
     def __repr__(self) -> str:
         """Show name and version."""
         return f"<projection {self.name} v{self.version}>"
@@ -242,7 +244,7 @@ def projection(
     """
 
     def declare(reducer: Reducer) -> Projection:
-        chosen = name or getattr(reducer, "__name__", "")
+        chosen = str(name or getattr(reducer, "__name__", ""))
         _check_declaration(chosen, version, topics, groups, reducer)
         return Projection(
             reducer,
@@ -390,10 +392,11 @@ class _Payloads:
     def __init__(self, payload: Any, upcast: Upcasters) -> None:
         self._upcast = upcast
         by_type: dict[str, Any] = payload if isinstance(payload, dict) else {}
-        self._single = Any if payload is None or by_type else payload
+        self._single: Any = Any if payload is None or by_type else payload
         self._one_call = not upcast and not by_type
         try:
-            self._page = msgspec.json.Decoder(list[self._single | None])
+            page_type: Any = list[self._single | None]  # type: ignore[name-defined]
+            self._page: Any = msgspec.json.Decoder(page_type)
             self._one = msgspec.json.Decoder(self._single | None)
             self._by_type = {
                 name: msgspec.json.Decoder(wanted | None)
@@ -409,9 +412,11 @@ class _Payloads:
             try:
                 if None in texts:
                     texts = ["null" if text is None else text for text in texts]
-                return self._page.decode(f"[{','.join(texts)}]")  # type: ignore[no-any-return]
+                decoded: list[Any] = self._page.decode(f"[{','.join(texts)}]")
             except (msgspec.MsgspecError, RecursionError):
                 pass  # one by one, to name the culprit
+            else:
+                return decoded
         found = []
         for index, text in enumerate(page.column("payload_text")):
             try:

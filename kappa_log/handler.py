@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+from typing_extensions import override
 
 from kappa_log.codec import check_id
 from kappa_log.errors import ConfigError, DecodeError, UsageError
@@ -137,6 +138,7 @@ class FieldHandler(Handler):
         self._event_type = _path(fields.event_type)
         self._event_version = _path(fields.event_version)
 
+    @override
     def consume(self, payload: Any, metadata: Metadata) -> Ack:
         """Acknowledge the record with what its fields say."""
         return ack(

@@ -20,10 +20,11 @@ from typing import Any
 import msgspec
 
 from kappa_log import chain
-from kappa_log.codec import Decoded, Decoder, decode
+from kappa_log.codec import Decoded, decode
 from kappa_log.errors import DecodeError, SourceDiverged, message_of
 from kappa_log.events import Position, from_micros, to_micros
 from kappa_log.files import LineFile
+from kappa_log.listeners import Listener
 from kappa_log.handler import (
     Ack,
     FieldHandler,
@@ -53,20 +54,6 @@ MAX_RERUNS = 5
 
 BACKTRACE_BYTES = 64 * 1024
 """Most of a backtrace that is kept."""
-
-
-class Listener(msgspec.Struct, frozen=True):
-    """Who decides about the records of a topic, and how they are read."""
-
-    id: str
-    topic: str
-    group_id: str
-    handler: Handler
-    decoder: Decoder
-    dedupe: str
-    key_path: tuple[str, ...] = ()
-    """Field of the payload that becomes the key; for files alone."""
-    park: str = "key"
 
 
 class Portion(msgspec.Struct, frozen=True):
@@ -185,10 +172,8 @@ def ingest_file(
             connection,
             database,
             lane,
-            dedupe=listener.dedupe,
-            fields=fields,
-            start=0,
-            now=clock(),
+            ledger.Reader(listener.dedupe, fields),
+            clock(),
         )
     first = held.next_offset
     counts = Counts()
@@ -255,6 +240,7 @@ def ingest_batch(
         SourceDiverged: A record's coordinates are in the log with other bytes.
     """
     portions = sorted(portions, key=lambda portion: portion.lane)
+    refused: ConstraintViolated | None = None
     for _ in range(MAX_RERUNS):
         decided = decide(database, portions)
         try:
@@ -437,14 +423,16 @@ def _commit(
                 connection,
                 database,
                 portion.lane,
-                kind="batch",
-                source=portion.held.source_id,
-                from_offset=portion.held.next_offset,
-                to_offset=portion.to_offset,
-                counts=counts,
-                positions=positions,
-                head=digest,
-                now=recorded_at,
+                ledger.Checkpoint(
+                    kind="batch",
+                    source_id=portion.held.source_id,
+                    from_offset=portion.held.next_offset,
+                    to_offset=portion.to_offset,
+                    counts=counts,
+                    positions=positions,
+                    head=digest,
+                    recorded_at=recorded_at,
+                ),
             )
         if writer.events:
             new = log.Head(writer.position, writer.digest, micros)

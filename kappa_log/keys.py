@@ -126,7 +126,7 @@ def key_shape(function: Callable[..., Any] | None, key_type: Any) -> KeyShape:
         parts, named = typing.get_args(declared), ""
     else:
         parts, named = (declared,), "key"
-    for part in parts:
+    for part in parts or (declared,):
         if part not in _TYPES:
             known = ", ".join(t.__name__ for t in _TYPES)
             msg = f"key type {part!r} is none of {known}, or a tuple of these"

@@ -124,6 +124,7 @@ class Runner:
         self.seconds = 0.0
         """From the first read to the last row written."""
         self._counted = (0, 0)
+        self._folding: Folding
         self._forget()
 
     def run(

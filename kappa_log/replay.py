@@ -264,6 +264,7 @@ class Replayer:
             now=now,
             cursor=live.cursor,
             mixed=Mixed(live.number, plan.from_position, plan.head),
+            unkeyed=live.unkeyed,
             sharded=True,
         )
         builds.copy_rows(connection, self._database, live, shadow)

@@ -13,6 +13,7 @@ from kappa_log.columns import (
     FAST_NAMES,
     FAST_TESTS,
     SYSTEM_COLUMNS,
+    Column,
     Unsettled,
     column,
     refuse_type,
@@ -43,6 +44,7 @@ class StateShape:
         self.type = state_type
         fields = _fields(state_type)
         self.is_single = fields is None
+        self.columns: tuple[Column, ...]
         if fields is None:
             self.columns = (column("value", state_type),)
         else:
@@ -107,7 +109,8 @@ class StateShape:
             "slow": self._settle_slowly,
         }
         exec("\n".join(lines), names)  # noqa: S102 - source is ours, names are fields
-        return names["settle"]  # type: ignore[no-any-return]
+        settle: Callable[[Any], Any] = names["settle"]
+        return settle
 
 
 def _fields(state_type: Any) -> list[tuple[str, Any]] | None:

@@ -65,6 +65,7 @@ class Swapper(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             DatabaseBusy: Readers held the view each time; nothing was changed.
         """
+        busy: DatabaseBusy | None = None
         for _ in range(SWAP_ATTEMPTS):
             try:
                 with self.context.database.write() as connection:

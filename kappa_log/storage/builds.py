@@ -109,6 +109,7 @@ def create(
     now: datetime,
     cursor: Position = 0,
     mixed: Mixed | None = None,
+    unkeyed: int = 0,
     sharded: bool = False,
 ) -> Build:
     """Make a new build: its number, its row, its empty table.
@@ -121,6 +122,7 @@ def create(
         now: The clock.
         cursor: Where its fold begins.
         mixed: For a replay with a start: what it takes over.
+        unkeyed: How many events up to the cursor have no key.
         sharded: Whether its shards have cursors of their own while it is filled;
             they begin at ORIGIN.
     """
@@ -155,7 +157,7 @@ def create(
             fingerprints=_to_text(projection.fingerprints),
             layout=_to_text(layout),
             mixed=None if mixed is None else _to_text(mixed),
-            unkeyed=0,
+            unkeyed=unkeyed,
             created_at=now,
             updated_at=now,
         )

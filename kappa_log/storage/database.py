@@ -26,6 +26,12 @@ MAX_PREFIX = 10
 """Longest table prefix; with it a build's name still fits 63 bytes."""
 
 
+class DatabaseMissing(StorageError):
+    """The server has no database of that name; nothing was changed."""
+
+    retryable = False
+
+
 class ConstraintViolated(StorageError):
     """A unique or check constraint refused the transaction; it was rolled back."""
 
@@ -159,43 +165,48 @@ class Database:
 
     def _translated(self, error: Exception) -> StorageError:
         origin = getattr(error, "orig", None) or error
-        text = str(origin).strip().partition("\n")[0] or type(origin).__name__
+        text = " ".join(str(origin).split()) or type(origin).__name__
         state = getattr(origin, "sqlstate", None) or ""
-        if isinstance(error, exc.IntegrityError) or state.startswith("23"):
+        if "IntegrityError" in (type(error).__name__, type(origin).__name__):
             return ConstraintViolated(text)
-        if type(origin).__name__ == "IntegrityError":
-            return ConstraintViolated(text)
-        lowered = text.lower()
-        if (
-            state in _BUSY_STATES
-            or "database is locked" in lowered
-            or "is busy" in lowered
-        ):
-            msg = (
-                f"the database {self.label} is held by another process ({text}); "
-                "nothing of this transaction was kept; try again later"
-            )
-            return DatabaseBusy(msg)
-        if state == "53100" or "disk is full" in lowered:
-            msg = (
-                f"the disk of {self.label} is full ({text}); nothing of this "
-                "transaction was kept; free some space and run the command again"
-            )
-            return StorageError(msg)
-        if isinstance(origin, exc.SQLAlchemyError) or not isinstance(
-            error, exc.DBAPIError
-        ):
-            return StorageError(f"database {self.label}: {text}")
-        if error.connection_invalidated or type(origin).__name__ == "OperationalError":
-            msg = (
-                f"the database {self.label} cannot be used: {text}. What was "
-                "committed is kept; run the command again when it is back"
-            )
-            return StorageError(msg)
+        for states, words, kind, message in _TRANSLATIONS:
+            if state in states or any(word in text.lower() for word in words):
+                return kind(message.format(database=self.label, text=text))
         return StorageError(f"database {self.label}: {text}")
 
 
-_BUSY_STATES = ("55P03", "40P01", "40001")
+_TRANSLATIONS: tuple[
+    tuple[tuple[str, ...], tuple[str, ...], type[StorageError], str], ...
+] = (
+    (
+        ("55P03", "40P01", "40001"),
+        ("database is locked", "database table is locked"),
+        DatabaseBusy,
+        "the database {database} is held by another process ({text}); nothing of this "
+        "transaction was kept; try again later",
+    ),
+    (
+        ("53100",),
+        ("disk is full",),
+        StorageError,
+        "the disk of {database} is full ({text}); nothing of this transaction was kept; "
+        "free some space and run the command again",
+    ),
+    (
+        ("3D000",),
+        ('fatal: database "',),
+        DatabaseMissing,
+        "the database {database} does not exist; run: kappa-log db create",
+    ),
+    (
+        ("57P01", "57P02", "57P03", "08000", "08003", "08006"),
+        ("connection", "unable to open", "disk i/o error", "readonly database"),
+        StorageError,
+        "the database {database} cannot be used: {text}. What was committed is kept; "
+        "run the command again when it is back",
+    ),
+)
+"""SQL states or words of the driver → error and its message; the first match counts."""
 
 
 def driver_connection(connection: sa.Connection) -> Any:
@@ -243,7 +254,7 @@ def sqlite_module() -> Any:
     try:
         from pysqlite3 import dbapi2
     except ImportError:
-        from sqlite3 import dbapi2  # type: ignore[no-redef]
+        from sqlite3 import dbapi2
     return dbapi2
 
 

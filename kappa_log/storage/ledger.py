@@ -56,7 +56,7 @@ def source_id(
     """Return the id of a source, making it known if it is new."""
     table = database.tables.sources
     query = sa.select(table.c.id).where(table.c.name == name)
-    found = connection.scalar(query)
+    found: int | None = connection.scalar(query)
     if found is None:
         if database.is_sqlite:
             connection.execute(table.insert().values(name=name, created_at=now))
@@ -73,15 +73,22 @@ def source_id(
     return found
 
 
+class Reader(msgspec.Struct, frozen=True):
+    """How a lane is read; stored with it, so that nobody reads on in another way."""
+
+    dedupe: str
+    fields: str | None
+    """Field options as JSON; None under a listener."""
+
+
 def assign(
     connection: sa.Connection,
     database: Database,
     lane: Lane,
-    *,
-    dedupe: str,
-    fields: str | None,
-    start: int,
+    reader: Reader,
     now: datetime,
+    *,
+    start: int = 0,
 ) -> Assignment:
     """Take a lane over: bump its epoch, fencing whoever had it, and read its offset.
 
@@ -89,10 +96,9 @@ def assign(
         connection: Write transaction.
         database: The log.
         lane: What to take.
-        dedupe: Dedupe mode of the reader.
-        fields: Field options of the reader as JSON; None under a listener.
-        start: Offset of a lane that nobody read before.
+        reader: How it will be read.
         now: The clock.
+        start: Offset of a lane that nobody read before.
 
     Raises:
         UsageError: The lane was read with other options; nothing was changed.
@@ -112,13 +118,13 @@ def assign(
                 partition=lane.partition,
                 next_offset=start,
                 epoch=1,
-                dedupe=dedupe,
-                fields=fields,
+                dedupe=reader.dedupe,
+                fields=reader.fields,
                 updated_at=now,
             )
         )
         return Assignment(identifier, 1, start, None, True)
-    _check_options(row, lane, dedupe, fields)
+    _check_options(row, lane, reader)
     connection.execute(
         table.update().where(where).values(epoch=row.epoch + 1, updated_at=now)
     )
@@ -174,36 +180,40 @@ def advance(
         raise Fenced(msg)
 
 
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the ledger: [from_offset, to_offset) and what became of it."""
+
+    kind: str
+    source_id: int
+    from_offset: int
+    to_offset: int
+    counts: Counts
+    positions: tuple[int, int] | None
+    """First and last position of its events; None if there are none."""
+    head: bytes | None
+    """Head of the chain at the last position."""
+    recorded_at: datetime
+
+
 def write_checkpoint(
-    connection: sa.Connection,
-    database: Database,
-    lane: Lane,
-    *,
-    kind: str,
-    source: int,
-    from_offset: int,
-    to_offset: int,
-    counts: Counts,
-    positions: tuple[int, int] | None,
-    head: bytes | None,
-    now: datetime,
+    connection: sa.Connection, database: Database, lane: Lane, row: Checkpoint
 ) -> None:
-    """Write one row of the ledger: [from_offset, to_offset) and what became of it."""
-    first, last = positions or (None, None)
+    """Write one row of the ledger."""
+    first, last = row.positions or (None, None)
     connection.execute(
         database.tables.checkpoints.insert().values(
-            kind=kind,
-            source_id=source,
+            kind=row.kind,
+            source_id=row.source_id,
             group_id=lane.group_id,
             topic=lane.topic,
             partition=lane.partition,
-            from_offset=from_offset,
-            to_offset=to_offset,
+            from_offset=row.from_offset,
+            to_offset=row.to_offset,
             first_position=first,
             last_position=last,
-            head=head,
-            recorded_at=now,
-            **msgspec.structs.asdict(counts),
+            head=row.head,
+            recorded_at=row.recorded_at,
+            **msgspec.structs.asdict(row.counts),
         )
     )
 
@@ -276,10 +286,10 @@ def _is_lane(table: sa.Table, lane: Lane, source: int) -> sa.ColumnElement[bool]
     )
 
 
-def _check_options(row: Any, lane: Lane, dedupe: str, fields: str | None) -> None:
+def _check_options(row: Any, lane: Lane, reader: Reader) -> None:
     for name, old, new in (
-        ("--dedupe", row.dedupe, dedupe),
-        ("field options", row.fields, fields),
+        ("--dedupe", row.dedupe, reader.dedupe),
+        ("field options", row.fields, reader.fields),
     ):
         if old != new:
             msg = (

@@ -282,9 +282,10 @@ def first_happened(
 ) -> Position | None:
     """Return the first position whose event_time ≥ moment, or None."""
     table = database.tables.events
-    return connection.scalar(
+    found: Position | None = connection.scalar(
         sa.select(sa.func.min(table.c.position)).where(table.c.event_time >= moment)
     )
+    return found
 
 
 def first_from_offset(
@@ -304,7 +305,8 @@ def first_from_offset(
     )
     if groups is not None:
         query = query.where(table.c.group_id.in_(groups))
-    return connection.scalar(query)
+    found: Position | None = connection.scalar(query)
+    return found
 
 
 def recorded_after(

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from kappa_log.chain import HEAD_OF_NOTHING
 from kappa_log.errors import SchemaOutOfDate, StorageError
 from kappa_log.storage import builds
-from kappa_log.storage.database import Database
+from kappa_log.storage.database import Database, DatabaseMissing
 from kappa_log.storage.schema import REVISION, Tables
 from kappa_log.storage.views import drop_view
 
@@ -55,14 +55,22 @@ class Revision(msgspec.Struct, frozen=True):
 
 def state(database: Database) -> SchemaState:
     """Return the state of a database's tables; a missing one is empty."""
-    found = None
-    if database.exists():
-        with database.read() as connection:
-            if sa.inspect(connection).has_table(database.tables.version_table):
-                found = connection.scalar(
-                    sa.text(f"SELECT version_num FROM {database.tables.version_table}")
-                )
+    found = _revision(database) if database.exists() else None
     return SchemaState(database.label, found, REVISION)
+
+
+def _revision(database: Database) -> str | None:
+    table = database.tables.version_table
+    try:
+        with database.read() as connection:
+            if not sa.inspect(connection).has_table(table):
+                return None
+            found: str | None = connection.scalar(
+                sa.text(f"SELECT version_num FROM {table}")
+            )
+            return found
+    except DatabaseMissing:
+        return None
 
 
 def require_current(database: Database) -> None:
@@ -240,9 +248,8 @@ def _target(
     if revision in ("base", ""):
         return None
     if not revision.startswith("-"):
-        found = script.get_revision(revision)
-        return found.revision if found else None
-    current = connection.scalar(
+        return script.get_revision(revision).revision
+    current: str | None = connection.scalar(
         sa.text(f"SELECT version_num FROM {database.tables.version_table}")
     )
     for _ in range(int(revision[1:])):
@@ -264,9 +271,8 @@ def _create_postgresql(database: Database) -> None:
     try:
         with database.read():
             return
-    except StorageError as error:
-        if "does not exist" not in str(error):
-            raise
+    except DatabaseMissing:
+        pass
     name = database.url.database or ""
     engine = sa.create_engine(
         database.url.set(database="postgres"), isolation_level="AUTOCOMMIT"

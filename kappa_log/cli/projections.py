@@ -1,0 +1,364 @@
+"""kappa-log project and projections: fold on, look at rows, promote and undo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kappa_log.cli import output
+from kappa_log.cli.params import (
+    COUNT,
+    IDENTIFIER,
+    Commands,
+    dry_run_option,
+    json_option,
+    max_changed_option,
+    pass_app,
+    reason_option,
+    require_consent,
+    stop_on_signal,
+    yes_option,
+)
+from kappa_log.cli.replay import print_diff, print_report, show_progress
+
+if TYPE_CHECKING:
+    from kappa_log.app import KappaLog
+    from kappa_log.project import ProjectReport
+
+PEOPLE_ROWS = 20
+"""Rows that are shown where people read; --json prints all."""
+
+_NONE = "No projection is registered, and none was built."
+
+
+@click.command()
+@click.argument("names", metavar="[PROJECTION]...", nargs=-1)
+@click.option("--follow", is_flag=True, help="Go on as events come, until Ctrl-C.")
+@json_option
+@pass_app
+def project(
+    app: KappaLog, /, *, names: tuple[str, ...], follow: bool, as_json: bool
+) -> int:
+    """Fold what is new into the live read models.
+
+    Those of the PROJECTIONs that are named; of all, if none is.
+    """
+    if follow:
+        return _follow(app, names, as_json=as_json)
+    with output.Meter() as meter:
+        reports = app.project(names, on_progress=lambda p: show_progress(meter, p))
+    for report in reports:
+        _print_project(report, as_json=as_json)
+    if not reports:
+        output.say(_NONE)
+        output.next_steps("kappa-log init")
+    return 0
+
+
+def _follow(app: KappaLog, names: tuple[str, ...], *, as_json: bool) -> int:
+    """Print what is folded as it is folded, and once where each build stands."""
+    waiting: dict[str, str | None] = {}
+
+    def show(report: ProjectReport) -> None:
+        told = waiting.get(report.projection, "") == report.waiting
+        waiting[report.projection] = report.waiting
+        if report.events or not told:
+            _print_project(report, as_json=as_json)
+            output.stdout().flush()
+
+    with stop_on_signal() as stop:
+        app.follow(names, stop=stop, on_report=show)
+    return stop.exit_code
+
+
+def _print_project(report: ProjectReport, *, as_json: bool) -> None:
+    if as_json:
+        output.print_json(output.to_json(report))
+        return
+    label = f"{report.projection} v{report.version}, build {report.build}"
+    if report.waiting:
+        output.line(f"{label}: waits at position {report.to_position:,}")
+        output.say(report.waiting)
+    elif report.to_position <= report.from_position or not report.events:
+        output.line(f"{label}: nothing new, at position {report.to_position:,}")
+    else:
+        unkeyed = f", {report.unkeyed:,} without a key" if report.unkeyed else ""
+        output.line(
+            f"{label}: {output.plural(report.events, 'event')}{unkeyed}, "
+            f"{output.plural(report.rows_changed, 'row')} written in "
+            f"{output.duration(report.seconds)}, at position {report.to_position:,}"
+        )
+
+
+@click.group(cls=Commands)
+def projections() -> None:
+    """Look at projections and their builds."""
+
+
+@projections.command("list")
+@json_option
+@pass_app
+def list_projections(app: KappaLog, /, *, as_json: bool) -> None:
+    """List projections: what is live, how many rows, how far behind."""
+    found = app.projections()
+    if as_json:
+        for status in found:
+            output.print_json(output.to_json(status))
+        return
+    if not found:
+        output.say(_NONE)
+        output.next_steps("kappa-log init")
+        return
+    output.print_table(
+        ("projection", "version", "build", "rows", "position", "behind", "state"),
+        [_listed(status) for status in found],
+    )
+    if any(status.live is None for status in found):
+        output.next_steps("kappa-log project")
+    elif any(status.stale for status in found):
+        output.next_steps("kappa-log replay")
+
+
+def _listed(status: Any) -> tuple[object, ...]:
+    live = status.live
+    if live is None:
+        return (status.name, status.version, None, None, None, None, "not built yet")
+    behind = status.lag.events if status.lag else None
+    return (
+        status.name,
+        live.version,
+        live.number,
+        live.rows,
+        live.cursor,
+        behind,
+        _state(status),
+    )
+
+
+def _state(status: Any) -> str:
+    if status.version is None:
+        return "not registered"
+    if status.stale:
+        return f"changed: {', '.join(status.stale)}"
+    return "mixed" if status.live.mixed else "ok"
+
+
+@projections.command()
+@click.argument("name")
+@json_option
+@pass_app
+def show(app: KappaLog, /, *, name: str, as_json: bool) -> None:
+    """Show all that is known of the projection NAME, and its builds."""
+    status = app.projection(name)
+    if as_json:
+        output.print_json(output.to_json(status))
+        return
+    output.print_fields(
+        [
+            ("projection", status.name),
+            ("version", status.version),
+            ("doc", (status.doc or "").partition("\n")[0] or None),
+            ("topics", ", ".join(status.topics)),
+            ("view", status.view),
+            ("columns", ", ".join(status.columns)),
+            ("behind", status.lag.events if status.lag else None),
+            ("state", _state(status) if status.live else "not built yet"),
+        ]
+    )
+    if not status.builds:
+        output.next_steps("kappa-log project")
+        return
+    output.line()
+    output.print_table(
+        ("build", "version", "role", "position", "rows", "unkeyed", "updated"),
+        [
+            (
+                b.number,
+                b.version,
+                b.role,
+                b.cursor,
+                b.rows,
+                b.unkeyed,
+                output.when(b.updated_at),
+            )
+            for b in status.builds
+        ],
+    )
+    for build in status.builds:
+        if build.mixed:
+            base, start = build.mixed.base_build, build.mixed.from_position
+            output.say(
+                f"Build {build.number} is mixed: build {base}, but for keys touched "
+                f"since position {start:,}, which were folded anew."
+            )
+
+
+@projections.command()
+@click.argument("name")
+@click.option("--key", help="Only this key; parts of a key are joined by /.")
+@click.option("--build", type=IDENTIFIER, help="Of this build, not the live one.")
+@click.option(
+    "--limit",
+    type=COUNT,
+    help=f"Most to print.  [default: {PEOPLE_ROWS}; with --json all]",
+)
+@json_option
+@pass_app
+def rows(
+    app: KappaLog,
+    /,
+    *,
+    name: str,
+    key: str | None,
+    build: int | None,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """Print rows of the read model NAME, in the order of their keys."""
+    if as_json:
+        for row in app.rows(name, key=key, build=build, limit=limit):
+            output.print_json(output.to_json(row))
+        return
+    most = limit or PEOPLE_ROWS
+    found = list(app.rows(name, key=key, build=build, limit=most + 1))
+    if not found:
+        output.say("There is no such row." if key else f"{name} has no rows.")
+        output.next_steps(f"kappa-log projections show {name}")
+        return
+    output.print_table(list(found[0]), [list(row.values()) for row in found[:most]])
+    if len(found) > most:
+        output.say(f"These are the first {most:,}; --limit N shows more, --json all.")
+
+
+@projections.command()
+@click.argument("name")
+@click.argument("key")
+@json_option
+@pass_app
+def explain(app: KappaLog, /, *, name: str, key: str, as_json: bool) -> None:
+    """Show each event of the row KEY of NAME, and the row after it."""
+    steps = app.explain(name, key)
+    if as_json:
+        sources = app.sources()
+        for step in steps:
+            event = output.event_json(step.event, sources)
+            output.print_json(
+                f'{{"event":{event},"state":{output.to_json(step.state)}}}'
+            )
+        return
+    if not _print_steps(steps):
+        output.say(f"No event of the log belongs to the key {key} of {name}.")
+        output.next_steps(f"kappa-log projections rows {name}")
+
+
+def _print_steps(steps: Iterator[Any]) -> bool:
+    found = False
+    before: dict[str, Any] | None = None
+    for step in steps:
+        found = True
+        event = step.event
+        when = output.moment(event.event_time or event.recorded_at)
+        output.line(f"{event.position:,}  {when}  {output.cell(event.event_type)}")
+        output.line(f"  {output.cell(event.payload_text)}")
+        if step.state is None:
+            output.line("  → no row")
+        else:
+            changed = output.changes(before, step.state) or "as before"
+            output.line(f"  → {changed}")
+        before = step.state
+    return found
+
+
+@projections.command()
+@click.argument("name")
+@click.argument("old", type=IDENTIFIER, required=False)
+@click.argument("new", type=IDENTIFIER, required=False)
+@json_option
+@pass_app
+def diff(
+    app: KappaLog, /, *, name: str, old: int | None, new: int | None, as_json: bool
+) -> None:
+    """Compare two builds of NAME: by default the live one and its shadow."""
+    found = app.diff(name, old, new)
+    if as_json:
+        output.print_json(output.to_json(found))
+        return
+    output.line(f"{name}: build {found.new_build}")
+    print_diff(found)
+
+
+@projections.command()
+@click.argument("name")
+@max_changed_option
+@reason_option
+@json_option
+@pass_app
+def promote(app: KappaLog, /, *, name: str, as_json: bool, **how: Any) -> int:
+    """Make the build of NAME live that a replay left beside the live one."""
+    return print_report(app.promote(name, **how), as_json=as_json)
+
+
+@projections.command()
+@click.argument("name")
+@click.option("--behind", is_flag=True, help="Even if it cannot be caught up first.")
+@reason_option
+@json_option
+@pass_app
+def undo(app: KappaLog, /, *, name: str, as_json: bool, **how: Any) -> None:
+    """Make the retired build of NAME live again."""
+    swap = app.undo(name, **how)
+    if as_json:
+        output.print_json(output.to_json(swap))
+        return
+    behind = f", {output.plural(swap.behind, 'event')} behind" if swap.behind else ""
+    output.line(
+        f"{name}: build {swap.live} is live again{behind}; {swap.retired} is retired"
+    )
+    output.next_steps(f"kappa-log projections show {name}")
+
+
+@projections.command()
+@click.argument("name")
+@click.argument("build", type=IDENTIFIER)
+@reason_option
+@yes_option
+@dry_run_option
+@pass_app
+def drop(
+    app: KappaLog,
+    /,
+    *,
+    name: str,
+    build: int,
+    reason: str | None,
+    yes: bool,
+    dry_run: bool,
+) -> None:
+    """Remove BUILD of the projection NAME; the live one stays."""
+    if dry_run:
+        output.line(f"would drop  build {build} of {name}")
+        return
+    require_consent(f"Drop build {build} of {name}?", yes=yes)
+    app.drop_build(name, build, reason=reason)
+    output.line(f"drop  build {build} of {name}")
+
+
+@projections.command()
+@click.argument("name")
+@reason_option
+@json_option
+@pass_app
+def compatible(
+    app: KappaLog, /, *, name: str, reason: str | None, as_json: bool
+) -> None:
+    """Declare that the changed code of NAME means the same rows."""
+    parts = app.compatible(name, reason=reason)
+    if as_json:
+        output.print_json(output.to_json({"projection": name, "compatible": parts}))
+    elif parts:
+        output.line(f"{name}: compatible in {', '.join(parts)}")
+        output.next_steps(f"kappa-log project {name}")
+    else:
+        output.line(f"{name}: nothing was changed; its code is that of its live build")

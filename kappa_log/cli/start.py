@@ -1,0 +1,172 @@
+"""kappa-log demo, init, doctor, config and --version: the first minutes, and checks."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kappa_log.cli import output
+from kappa_log.cli.params import Commands, Options, json_option, pass_app
+
+if TYPE_CHECKING:
+    from kappa_log.app import KappaLog
+
+UNSOUND = 1
+"""Exit code of a doctor that found something."""
+
+TEMPLATE = """\
+# Settings of kappa-log. What is commented out shows its default.
+# KAPPA_LOG__SECTION__KEY variables and flags go before this file;
+# `kappa-log config show` tells which value came from where.
+
+[database]
+url = "sqlite:///kappa_log.db"      # or postgresql+psycopg://USER@HOST/NAME
+# prefix = "kappa_log_"             # first part of the name of each table
+
+[projections]
+modules = ["projections"]           # packages, modules or folders
+
+# [ingest]
+# batch_size = 2000                 # records a transaction
+
+# A handler decides about each record of a topic. Without one, the options of
+# `kappa-log ingest` say which fields an event is made of.
+# [[listeners]]
+# topic = "orders"
+# group_id = "billing"
+# handler = "handlers:OrdersHandler"
+# dedupe = "payload"                # offset, key+payload, header:NAME
+"""
+
+
+@click.command()
+@click.option(
+    "--events",
+    type=click.IntRange(100, 10_000_000),
+    default=2_000,
+    show_default=True,
+    help="Events to make up.",
+)
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to work in.  [default: kappa-log-demo]",
+)
+@click.option("--once", is_flag=True, help="End after the tour.")
+def demo(*, events: int, folder: Path | None, once: bool) -> int:
+    """Show all of it on made-up orders, in a folder of its own."""
+    from kappa_log import demo as shop
+
+    return shop.run(events=events, folder=folder, once=once)
+
+
+@click.command()
+@click.argument(
+    "folder",
+    metavar="[DIR]",
+    default=".",
+    type=click.Path(file_okay=False, path_type=Path),
+)
+def init(*, folder: Path) -> None:
+    """Write kappa_log.toml and example projections into DIR.
+
+    What is there already is kept.
+    """
+    from kappa_log.config import FILE_NAME
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for target, content in (
+        (folder / FILE_NAME, TEMPLATE.encode()),
+        *_examples(folder / "projections"),
+    ):
+        known = target.exists()
+        if not known:
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(content)
+        output.line(f"{'exists' if known else 'create'}  {output.safe(target)}")
+    there = folder.resolve() == Path.cwd()
+    steps = [] if there else [f"cd {shlex.quote(str(folder))}"]
+    output.next_steps(*steps, "kappa-log db create")
+
+
+def _examples(target: Path) -> Iterator[tuple[Path, bytes]]:
+    """Yield the example projections, and where copies of them belong."""
+    from kappa_log.config import packaged
+
+    for file in sorted(packaged("projections").glob("*.py")):
+        yield target / file.name, file.read_bytes()
+
+
+@click.command()
+@json_option
+@pass_app
+def doctor(app: KappaLog, /, *, as_json: bool) -> int:
+    """Check installation, settings, database and projections."""
+    checks = app.doctor()
+    for check in checks:
+        if as_json:
+            output.print_json(output.to_json(check))
+            continue
+        mark = "ok  " if check.ok else "FAIL"
+        colour = "green" if check.ok else "red"
+        marked = output.style(mark, output.stdout(), fg=colour)
+        output.line(f"{marked}  {check.name}: {output.safe(check.detail)}")
+        if check.remedy:
+            output.line(f"      → {output.safe(check.remedy)}")
+    return 0 if all(check.ok for check in checks) else UNSOUND
+
+
+@click.group(cls=Commands)
+def config() -> None:
+    """Look at the settings."""
+
+
+@config.command("show")
+@json_option
+@click.pass_obj
+def show_config(options: Options, *, as_json: bool) -> None:
+    """Print each setting, and where it came from; secrets are masked."""
+    from kappa_log.config import load_config
+
+    found = load_config(overrides=options.overrides)
+    origins = found.origins
+    if as_json:
+        settings = {
+            key: {"value": value, "origin": origins[key]}
+            for key, value in found.shown.items()
+        }
+        facts = {"file": found.file, "folder": found.folder, "settings": settings}
+        output.print_json(output.to_json(facts))
+        return
+    rows = [(key, _written(value), origins[key]) for key, value in found.shown.items()]
+    output.print_table(("setting", "value", "origin"), rows)
+    if found.file is None:
+        output.say(f"There is no kappa_log.toml in {found.folder} or above it.")
+        output.next_steps("kappa-log init")
+
+
+def _written(value: object) -> str:
+    return value if isinstance(value, str) else output.to_json(value)
+
+
+def print_version(
+    context: click.Context,
+    _: click.Parameter,
+    asked: bool,
+) -> None:
+    """Print the versions of what runs, and end."""
+    if not asked or context.resilient_parsing:
+        return
+    from kappa_log import __version__
+    from kappa_log.storage.database import sqlite_module
+
+    output.line(f"kappa-log {__version__}")
+    output.line(f"Python {platform.python_version()}")
+    output.line(f"SQLite {sqlite_module().sqlite_version}")
+    context.exit()

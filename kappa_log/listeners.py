@@ -1,0 +1,107 @@
+"""Listeners: who decides about the records of a topic, and how they are read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+
+from kappa_log.codec import Decoder, decoder_named
+from kappa_log.config import Config, ListenerConfig
+from kappa_log.errors import UsageError
+from kappa_log.handler import (
+    FieldHandler,
+    FieldOptions,
+    Handler,
+    load_handler,
+    split_path,
+)
+from kappa_log.records import check_dedupe
+
+DEFAULT_GROUP = "kappa-log"
+"""Group of a topic that is ingested without a listener."""
+
+
+class Listener(msgspec.Struct, frozen=True):
+    """Who decides about the records of a topic, and how they are read."""
+
+    id: str
+    topic: str
+    group_id: str
+    handler: Handler
+    decoder: Decoder
+    dedupe: str
+    key_path: tuple[str, ...] = ()
+    """Field of the payload that becomes the key; for files alone."""
+    park: str = "key"
+
+
+def listener_for(
+    config: Config,
+    topic: str,
+    group: str | None = None,
+    fields: FieldOptions | None = None,
+    dedupe: str | None = None,
+) -> tuple[Listener, str | None]:
+    """Return who decides about a topic, and the field options to store with it.
+
+    Raises:
+        UsageError: The options contradict the topic's listener, or do not pick one.
+        ConfigError: The listener's handler, decoder or dedupe mode is not there.
+    """
+    if not topic or "\0" in topic:
+        msg = f"topic {topic!r} is empty or contains NUL"
+        raise UsageError(msg)
+    configured = [
+        found
+        for found in config.listeners
+        if found.topic == topic and group in (None, found.group_id)
+    ]
+    if not configured:
+        chosen = fields or FieldOptions()
+        listener = field_listener(
+            topic, group or DEFAULT_GROUP, chosen, dedupe or "payload"
+        )
+        return listener, msgspec.json.encode(chosen).decode()
+    if len(configured) > 1:
+        groups = ", ".join(found.group_id for found in configured)
+        msg = f"topic '{topic}' has listeners for the groups {groups}; pick one by --group"
+        raise UsageError(msg)
+    if dedupe is not None or (fields or FieldOptions()) != FieldOptions():
+        msg = (
+            f"topic '{topic}' has a listener, whose handler says entity, time, type "
+            "and key; leave the field options and --dedupe out"
+        )
+        raise UsageError(msg)
+    return _configured(configured[0], config.folder), None
+
+
+def field_listener(
+    topic: str, group: str, fields: FieldOptions, dedupe: str
+) -> Listener:
+    """Return a listener that keeps every record, by the options of a command."""
+    return Listener(
+        id=f"ingest-{topic}",
+        topic=topic,
+        group_id=group,
+        handler=FieldHandler(fields),
+        decoder=decoder_named("json"),
+        dedupe=check_dedupe(dedupe),
+        key_path=split_path(fields.key),
+    )
+
+
+def _configured(found: ListenerConfig, folder: Path) -> Listener:
+    path = str(folder.resolve())
+    if path not in sys.path:
+        sys.path.insert(0, path)
+    return Listener(
+        id=f"{found.group_id}-{found.topic}",
+        topic=found.topic,
+        group_id=found.group_id,
+        handler=load_handler(found.handler),
+        decoder=decoder_named(found.decoder),
+        dedupe=check_dedupe(found.dedupe),
+        park=found.park,
+    )
