@@ -87,6 +87,13 @@ class Column(msgspec.Struct, frozen=True):
             return None
         return self.store(value)
 
+    def shown(self, value: Any) -> Any:
+        """Return a settled value as a row of the read model shows it."""
+        if value is None or self.kind not in ("enum", "json"):
+            return value
+        stored = self.store(value)
+        return json.loads(stored) if self.kind == "json" else stored
+
     def loaded(self, value: Any) -> Any:
         """Return the settled value for what the table holds."""
         return None if value is None else self.load(value)

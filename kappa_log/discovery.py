@@ -41,7 +41,8 @@ def discover(modules: Sequence[str], base: Path) -> Registry:
 def _modules(name: str, base: Path) -> Iterator[ModuleType]:
     folder = base / name
     if folder.is_dir():
-        yield from _folder(folder.resolve(), name.strip("/").replace("/", "."))
+        _forget_strangers(Path(name).parts[0], base)
+        yield from _folder(folder.resolve(), ".".join(Path(name).parts))
         return
     _forget_strangers(name.partition(".")[0], base)
     try:
@@ -62,7 +63,6 @@ def _modules(name: str, base: Path) -> Iterator[ModuleType]:
 
 
 def _folder(folder: Path, package: str) -> Iterator[ModuleType]:
-    _forget_strangers(package.partition(".")[0], folder.parent)
     for file in sorted(folder.rglob("*.py")):
         parts = file.relative_to(folder).with_suffix("").parts
         if any(not part.isidentifier() for part in parts):
@@ -72,20 +72,21 @@ def _folder(folder: Path, package: str) -> Iterator[ModuleType]:
 
 
 def _forget_strangers(package: str, base: Path) -> None:
-    """Drop modules of this name that another folder brought into the process.
-
-    Only where ``base`` has such modules itself: an installed package stays.
-    """
-    root = str(base.resolve())
-    loaded = sys.modules.get(package)
-    if loaded is None:
+    """Drop modules of this name that another folder brought into the process."""
+    root = base.resolve()
+    is_here = (root / package).is_dir() or (root / f"{package}.py").is_file()
+    if not is_here or package in sys.stdlib_module_names:
         return
-    places = [*getattr(loaded, "__path__", ()), getattr(loaded, "__file__", None)]
-    if any(Path(place).is_relative_to(root) for place in places if place):
+    found = {
+        name: getattr(module, "__file__", None)
+        for name, module in sys.modules.items()
+        if name == package or name.startswith(package + ".")
+    }
+    # The files tell, not the package: one without __init__.py takes in all folders of
+    # its name on the path.
+    if all(file and Path(file).is_relative_to(root) for file in found.values()):
         return
-    if not ((base / package).is_dir() or (base / f"{package}.py").is_file()):
-        return
-    for name in [n for n in sys.modules if n == package or n.startswith(package + ".")]:
+    for name in found:
         del sys.modules[name]
 
 

@@ -47,7 +47,9 @@ def fingerprint(*parts: object, package: str = "") -> str:
     seen: set[int] = set()
     digest = blake2b(digest_size=16)
     for part in parts:
-        for piece in _pieces(part, seen, _package_of(part) or package):
+        # list[Order] says that it is of builtins.
+        own = "" if typing.get_args(part) else _package_of(part)
+        for piece in _pieces(part, seen, own or package):
             digest.update(len(piece).to_bytes(4, "little") + piece.encode())
     return digest.hexdigest()
 

@@ -1,0 +1,73 @@
+"""The commands of the README, as typed, by somebody who has nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCK = re.compile(r"<!-- run: (\w+) -->\n```sh\n(.*?)```", re.DOTALL)
+
+
+def _run(name: str, folder: Path, url: str) -> subprocess.CompletedProcess[str]:
+    """Run the README's blocks of one name in one shell, stopping at an error."""
+    commands = folder / "bin"
+    commands.mkdir()
+    shim = commands / "kappa-log"
+    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m kappa_log "$@"\n')
+    shim.chmod(0o755)
+    (folder / "tests").symlink_to(ROOT / "tests")
+    script = "\n".join(text for found, text in BLOCK.findall(README) if found == name)
+    assert script, f"the README has no block named {name}"
+    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    return subprocess.run(
+        ["bash", "-euc", script],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": path,
+            "KAPPA_LOG__DATABASE__URL": url,
+        },
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+@pytest.mark.parametrize("name", ["tour", "own"])
+def test_the_commands_of_the_readme_work(
+    name: str, database_url: str, tmp_path: Path
+) -> None:
+    """Whoever follows the README, on either database, meets no error."""
+    done = _run(name, tmp_path, database_url)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_output_shown_in_the_readme_is_what_is_printed(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    """What a reader compares with is what they will see."""
+    done = _run("own", tmp_path, sqlite_url)
+
+    shown = [line for line in README.splitlines() if line.startswith('{"entity_id"')]
+    assert len(shown) == 2
+    for line in shown:
+        assert line in done.stdout
+
+
+def test_the_tour_finds_the_known_customers(sqlite_url: str, tmp_path: Path) -> None:
+    """The numbers that the README names are those of the data."""
+    done = _run("tour", tmp_path, sqlite_url)
+
+    said = done.stdout + done.stderr
+    assert "12,757 events since touch 5,374 keys" in " ".join(said.split())
+    assert "13990.93" in said or "13,990.93" in said or "13990.929999999" in said
