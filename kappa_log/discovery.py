@@ -84,7 +84,7 @@ def _forget_strangers(package: str, base: Path) -> None:
     }
     # The files tell, not the package: one without __init__.py takes in all folders of
     # its name on the path.
-    if all(file and Path(file).is_relative_to(root) for file in found.values()):
+    if all(Path(file).is_relative_to(root) for file in found.values() if file):
         return
     for name in found:
         del sys.modules[name]

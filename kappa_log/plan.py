@@ -245,15 +245,13 @@ class Planner:
         self, fold: Projection, upto: Position, only: set[Any] | None = None
     ) -> int:
         """Return how many events up to a position the fold will meet."""
+        matching = (upto, fold.topics, fold.groups)
         with self._database.read() as connection:
-            if only is None or fold.key is None:
-                return log.count(
-                    connection,
-                    self._database,
-                    upto,
-                    fold.topics,
-                    fold.groups,
-                    entities=only,
+            if only is None:
+                return log.count(connection, self._database, *matching)
+            if fold.key is None:
+                return log.count_of_entities(
+                    connection, self._database, *matching, only
                 )
         reader = reader_of(self._database, fold)
         pages = (reader.page(a, b) for a, b in spans(ORIGIN, upto, PAGE_EVENTS))

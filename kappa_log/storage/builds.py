@@ -556,11 +556,13 @@ def plain_rows(
     if limit is not None:
         query = query.limit(limit)
     kinds = [c.kind for c in (*build.layout.keys, *build.layout.fields)]
-    for row in connection.execution_options(yield_per=1000).execute(query):
-        yield {
-            name: _plain(kind, value)
-            for name, kind, value in zip(names, kinds, row, strict=True)
-        }
+    # Closed here, not when it is exhausted: a caller may stop after the first row.
+    with connection.execution_options(yield_per=1000).execute(query) as rows:
+        for row in rows:
+            yield {
+                name: _plain(kind, value)
+                for name, kind, value in zip(names, kinds, row, strict=True)
+            }
 
 
 def count_rows(connection: sa.Connection, database: Database, build: Build) -> int:

@@ -14,7 +14,7 @@ from kappa_log.errors import NotFound
 from kappa_log.events import Event, EventPage, Header, Position
 from kappa_log.records import decode_headers
 from kappa_log.storage.database import Database
-from kappa_log.storage.log import EVENT_COLUMNS
+from kappa_log.storage.log import EVENT_COLUMNS, first_recorded
 
 
 class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +93,9 @@ def events(
     if chosen.before is not None:
         conditions.append(table.c.position < chosen.before)
     if chosen.since is not None:
-        conditions.append(table.c.recorded_at >= chosen.since)
+        # By position: recorded_at has no index of its own and needs none.
+        first = first_recorded(connection, database, chosen.since)
+        conditions.append(table.c.position >= first if first else sa.false())
     order = table.c.position.asc() if oldest_first else table.c.position.desc()
     query = sa.select(*(table.c[name] for name in EVENT_COLUMNS))
     rows = connection.execute(query.where(*conditions).order_by(order).limit(limit))
