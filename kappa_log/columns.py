@@ -73,7 +73,10 @@ class Column(msgspec.Struct, frozen=True):
             if self.nullable:
                 return None
             if self.kind != "json":
-                msg = f"field {self.name!r} is None but its type {_name(self.annotation)} is not"
+                msg = (
+                    f"field {self.name!r} is None but its type "
+                    f"{_name(self.annotation)} is not"
+                )
                 raise Unsettled(msg)
         try:
             return self.settle(value)
@@ -298,7 +301,10 @@ def _json(name: str, annotation: Any) -> tuple[Callable[[Any], Any], ...]:
     try:
         decoder = msgspec.json.Decoder(annotation)
     except (TypeError, NotImplementedError) as error:
-        msg = f"column {name!r}: {_name(annotation)} is no type that JSON can hold: {error}"
+        msg = (
+            f"column {name!r}: {_name(annotation)} is no type that JSON can hold: "
+            f"{error}"
+        )
         raise RegistrationError(msg) from None
 
     def store(value: Any) -> str:

@@ -16,7 +16,7 @@ class Lag(msgspec.Struct, frozen=True):
     events: int
     """Events of the log past the cursor, matching or not."""
     seconds: float
-    """From the recording of the first event past the cursor until now; 0 at the head."""
+    """Since the first event past the cursor was recorded; 0 at the head."""
 
 
 def lag(

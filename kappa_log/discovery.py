@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from kappa_log.errors import ConfigError, RegistrationError
 from kappa_log.fold import Projection, Registry, describe
+from kappa_log.imports import forget, forget_strangers, importing_from
 
 
 def discover(modules: Sequence[str], base: Path) -> Registry:
@@ -25,26 +25,24 @@ def discover(modules: Sequence[str], base: Path) -> Registry:
         ConfigError: A module is not there.
         RegistrationError: A module cannot be imported, or declares what cannot work.
     """
-    path = str(base.resolve())
-    if sys.path[:1] != [path]:
-        sys.path.insert(0, path)
-    importlib.invalidate_caches()
     registry = Registry()
-    for name in modules:
-        for module in _modules(name, base):
-            for value in vars(module).values():
-                if isinstance(value, Projection):
-                    registry.add(value)
+    with importing_from(base):
+        for name in modules:
+            for module in _modules(name, base):
+                for value in vars(module).values():
+                    if isinstance(value, Projection):
+                        registry.add(value)
     return registry
 
 
 def _modules(name: str, base: Path) -> Iterator[ModuleType]:
     folder = base / name
     if folder.is_dir():
-        _forget_strangers(Path(name).parts[0], base)
+        forget_strangers(Path(name).parts[0], base)
+        _forget_edited(folder.resolve(), ".".join(Path(name).parts))
         yield from _folder(folder.resolve(), ".".join(Path(name).parts))
         return
-    _forget_strangers(name.partition(".")[0], base)
+    forget_strangers(name.partition(".")[0], base)
     try:
         root = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -71,23 +69,20 @@ def _folder(folder: Path, package: str) -> Iterator[ModuleType]:
         yield _import(".".join((package, *names)))
 
 
-def _forget_strangers(package: str, base: Path) -> None:
-    """Drop modules of this name that another folder brought into the process."""
-    root = base.resolve()
-    is_here = (root / package).is_dir() or (root / f"{package}.py").is_file()
-    if not is_here or package in sys.stdlib_module_names:
-        return
-    found = {
-        name: getattr(module, "__file__", None)
-        for name, module in sys.modules.items()
-        if name == package or name.startswith(package + ".")
-    }
-    # The files tell, not the package: one without __init__.py takes in all folders of
-    # its name on the path.
-    if all(Path(file).is_relative_to(root) for file in found.values() if file):
-        return
-    for name in found:
-        del sys.modules[name]
+_seen: dict[Path, frozenset[tuple[str, int, int]]] = {}
+"""Folder → its files as they were when they were last imported from."""
+
+
+def _forget_edited(folder: Path, package: str) -> None:
+    """Drop the modules of a folder whose files changed since they were imported.
+
+    A long-lived process, such as a notebook's, opens the log again after an edit.
+    """
+    files = [(file, file.stat()) for file in folder.rglob("*.py")]
+    now = frozenset((str(f), found.st_mtime_ns, found.st_size) for f, found in files)
+    if _seen.get(folder, now) != now:
+        forget(package)
+    _seen[folder] = now
 
 
 def _import(name: str) -> ModuleType:

@@ -7,6 +7,9 @@ it dropped is gone: the payload is that of the event it repeats, and what may di
 
 from __future__ import annotations
 
+from datetime import datetime
+
+import msgspec
 import sqlalchemy as sa
 
 from kappa_log.errors import NotFound, UsageError
@@ -80,7 +83,10 @@ def admit(
         why = f"raises {error!r}" if error else "skips it"
         msg = f"duplicate {duplicate.id} cannot be admitted: its handler {why}"
         raise UsageError(msg)
-    return _append(database, portion, outcome, duplicate.id, clock, who, reason)
+    act = replays.Audit(
+        who=who, action="admit", subject=f"duplicate {duplicate.id}", reason=reason
+    )
+    return _append(database, portion, outcome, duplicate.id, act, clock())
 
 
 def _append(
@@ -88,12 +94,10 @@ def _append(
     portion: Portion,
     acked: Acked,
     identifier: int,
-    clock: Clock,
-    who: str,
-    reason: str | None,
+    act: replays.Audit,
+    now: datetime,
 ) -> Position:
     table = database.tables.duplicates
-    now = clock()
     with database.write() as connection:
         old = log.head(connection, database, lock=True)
         # The row count decides between two who admit at once.
@@ -102,9 +106,7 @@ def _append(
             raise NotFound("duplicate", identifier, "It was admitted already")
         source = ledger.source_id(connection, database, portion.lane.source, now)
         held = Assignment(source, 0, portion.held.next_offset, None, is_new=False)
-        portion = Portion(
-            portion.lane, held, portion.listener, portion.records, portion.to_offset
-        )
+        portion = msgspec.structs.replace(portion, held=held)
         micros = max(to_micros(now), old.recorded_at or 0)
         writer = RowWriter(database, old, micros)
         writer.take(portion, Decided(acked=[acked]))
@@ -130,13 +132,7 @@ def _append(
         replays.write_audit(
             connection,
             database,
-            replays.Audit(
-                who=who,
-                action="admit",
-                subject=f"duplicate {identifier}",
-                detail={"position": writer.position},
-                reason=reason,
-            ),
+            msgspec.structs.replace(act, detail={"position": writer.position}),
             now,
         )
     return writer.position

@@ -52,7 +52,10 @@ class LineFile:
         self.file = str(file)
         if source is None:
             if self.file == "-":
-                msg = "standard input has no name: give --source NAME, so that it can be resumed"
+                msg = (
+                    "standard input has no name: give --source NAME, so that it can "
+                    "be resumed"
+                )
                 raise UsageError(msg)
             source = Path(self.file).name.removesuffix(".gz")
         try:
@@ -102,17 +105,8 @@ class LineFile:
             raise SourceError(msg) from error
 
     def _chunks(self, start: int, digest: bytes | None, size: int) -> Iterator[Chunk]:
-        hasher = blake2b(digest_size=32)
         with self._open() as lines:
-            for number in range(start):
-                line = lines.readline()
-                if not line:
-                    self._diverged(f"has {number} lines, but {start} were ingested")
-                hasher.update(field(_value(line)))
-            if digest is not None and hasher.digest() != digest:
-                self._diverged(
-                    f"its first {start} lines are not those that were ingested"
-                )
+            hasher = self._skip(lines, start, digest)
             offset = start
             while True:
                 records: list[Record] = []
@@ -134,6 +128,18 @@ class LineFile:
                 yield Chunk(
                     records, offset, hasher.digest(), len(values) - len(records)
                 )
+
+    def _skip(self, lines: BinaryIO, start: int, digest: bytes | None) -> blake2b:
+        """Pass over the lines read before, and return the hasher that took them in."""
+        hasher = blake2b(digest_size=32)
+        for number in range(start):
+            line = lines.readline()
+            if not line:
+                self._diverged(f"has {number} lines, but {start} were ingested")
+            hasher.update(field(_value(line)))
+        if digest is not None and hasher.digest() != digest:
+            self._diverged(f"its first {start} lines are not those that were ingested")
+        return hasher
 
     def _open(self) -> BinaryIO:
         if self.file == "-":

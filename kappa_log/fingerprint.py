@@ -14,7 +14,7 @@ import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from hashlib import blake2b
 from typing import Any
 
@@ -69,11 +69,28 @@ def _pieces(value: object, seen: set[int], package: str) -> Iterator[str]:
     elif isinstance(value, type):
         seen.add(id(value))
         yield from _class(value, seen, package)
-    elif isinstance(value, types.MethodType):
-        yield from _pieces([value.__func__, value.__self__], seen, package)
-    elif isinstance(value, functools.partial):
-        yield from _pieces([value.func, value.args, value.keywords], seen, package)
-    elif isinstance(value, dict):
+    elif isinstance(value, (types.MethodType, functools.partial)):
+        yield from _pieces(_bound(value), seen, package)
+    elif isinstance(value, (dict, list, tuple, set, frozenset)):
+        yield from _contents(value, seen, package)
+    elif typing.get_args(value):
+        yield repr(value)
+        yield from _pieces(list(typing.get_args(value)), seen, package)
+    else:
+        yield _plain(value)
+        if _package_of(type(value)) == package:
+            yield from _pieces(type(value), seen, package)
+
+
+def _bound(value: types.MethodType | functools.partial[Any]) -> list[object]:
+    """Return what a method or a partial application is made of."""
+    if isinstance(value, types.MethodType):
+        return [value.__func__, value.__self__]
+    return [value.func, value.args, value.keywords]
+
+
+def _contents(value: Collection[Any], seen: set[int], package: str) -> Iterator[str]:
+    if isinstance(value, dict):
         yield f"dict {len(value)}"
         for key in value:
             yield f"key {key!r}"
@@ -82,15 +99,8 @@ def _pieces(value: object, seen: set[int], package: str) -> Iterator[str]:
         yield f"{type(value).__name__} {len(value)}"
         for item in value:
             yield from _pieces(item, seen, package)
-    elif isinstance(value, (set, frozenset)):
-        yield f"set {sorted(map(_plain, value))}"
-    elif typing.get_args(value):
-        yield repr(value)
-        yield from _pieces(list(typing.get_args(value)), seen, package)
     else:
-        yield _plain(value)
-        if _package_of(type(value)) == package:
-            yield from _pieces(type(value), seen, package)
+        yield f"set {sorted(map(_plain, value))}"
 
 
 def _plain(value: object) -> str:

@@ -47,7 +47,7 @@ class Projection:
     Calling it calls the reducer, so a test needs nothing else.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what `projection` was given, by the same names
         self,
         reducer: Reducer,
         *,
@@ -99,7 +99,7 @@ class Projection:
     def keyed(
         self, page: EventPage, only: Collection[Any] | None = None
     ) -> tuple[list[tuple[Any, Event]], int]:
-        """Return a page's (key, event) pairs in log order, and how many events had none.
+        """Return a page's (key, event) pairs in log order, and how many had no key.
 
         Args:
             page: Events that match this projection's topics and groups.
@@ -157,20 +157,11 @@ class Projection:
 
     def _keys_of(self, event: Event) -> Collection[Any]:
         assert self.key is not None
-        shape = self.key_shape
         try:
-            found = self.key(event)
-            if found is None:
-                return ()
-            if not shape.many:
-                return (shape.check(found),)
-            if found.__class__ is not list:
-                msg = f"{found!r} is no list of keys, as the key function declares"
-                raise Unsettled(msg)
-            return dict.fromkeys(map(shape.check, found))
+            return self._checked_keys(self.key(event))
         except Unsettled as error:
             reason = f"its key {error}"
-            if shape.types == (str,) and "not str" in reason:
+            if self.key_shape.types == (str,) and "not str" in reason:
                 reason += (
                     " (declare another by the key function's annotation or key_type=)"
                 )
@@ -178,6 +169,18 @@ class Projection:
         except (Exception, SystemExit) as error:
             reason = f"its key function raised {describe(error)}"
             raise ProjectionError(self.name, event.position, reason) from error
+
+    def _checked_keys(self, found: Any) -> Collection[Any]:
+        """Return the keys in what the key function returned, each once."""
+        if found is None:
+            return ()
+        shape = self.key_shape
+        if not shape.many:
+            return (shape.check(found),)
+        if found.__class__ is not list:
+            msg = f"{found!r} is no list of keys, as the key function declares"
+            raise Unsettled(msg)
+        return dict.fromkeys(map(shape.check, found))
 
     def _fingerprints(self, payload: Any) -> Fingerprints:
         shape = [
@@ -209,7 +212,7 @@ class Projection:
         )
 
 
-def projection(
+def projection(  # noqa: PLR0913 - a declaration has an option for each thing it says
     *,
     topics: Sequence[str],
     version: int,
@@ -374,7 +377,7 @@ class Folding:
             raise self._failed(event, key, reason) from error
 
     def drain(self) -> dict[Any, tuple[Any, Position]]:
-        """Return key → (state or None, position) for what changed, and forget that it did."""
+        """Return key → (state or None, position) of what changed, and forget it did."""
         states = self.states
         changed = {
             key: (states[key], position) for key, position in self.touched.items()

@@ -24,7 +24,6 @@ from kappa_log.codec import Decoded, decode
 from kappa_log.errors import DecodeError, SourceDiverged, message_of
 from kappa_log.events import Position, from_micros, to_micros
 from kappa_log.files import LineFile
-from kappa_log.listeners import Listener
 from kappa_log.handler import (
     Ack,
     FieldHandler,
@@ -34,6 +33,7 @@ from kappa_log.handler import (
     is_overridden,
     key_of,
 )
+from kappa_log.listeners import Listener
 from kappa_log.records import (
     Identity,
     Lane,
@@ -93,7 +93,7 @@ class Decided(msgspec.Struct):
 
     acked: list[Acked] = []
     duplicates: list[tuple[Record, Position | int]] = []
-    """With the position that is repeated, or minus the index among the batch's acked."""
+    """With the position repeated, or minus the index among the batch's acked."""
     failed: list[Failed] = []
     skipped: int = 0
 
@@ -138,7 +138,7 @@ class IngestReport(msgspec.Struct, frozen=True):
     """The first few."""
 
 
-def ingest_file(
+def ingest_file(  # noqa: PLR0913 - each is a part of one run, by its name
     database: Database,
     listener: Listener,
     file: LineFile,
@@ -268,36 +268,47 @@ def decide(database: Database, portions: Sequence[Portion]) -> list[Decided]:
     with database.read() as connection:
         known = log.known(connection, database, ids)
     decided: list[Decided] = []
-    pending: dict[bytes, tuple[int, str | None]] = {}
+    acked = 0
     for portion, found in zip(portions, prepared, strict=True):
-        result = Decided(acked=[], duplicates=[], failed=[])
+        result = _decide_portion(portion, found, known, acked)
+        acked += len(result.acked)
         decided.append(result)
-        for record, message_id, problem in found:
-            if problem is not None:
-                result.failed.append(problem)
-                continue
-            assert message_id is not None
-            value_sum = checksum(record.value)
-            there = known.get(message_id)
-            repeated = pending.get(message_id)
-            if there is None and repeated is None:
-                outcome = consume(portion, record, message_id, value_sum)
-                if isinstance(outcome, Acked):
-                    pending[message_id] = (len(pending), value_sum)
-                    result.acked.append(outcome)
-                elif outcome is None:
-                    result.skipped += 1
-                else:
-                    result.failed.append(outcome)
-                continue
-            old_sum = there.checksum if there else (repeated or (0, None))[1]
-            if old_sum != value_sum:
-                result.failed.append(_contradiction(portion, record, message_id))
-            elif there is not None:
-                result.duplicates.append((record, there.position))
-            elif repeated is not None:
-                result.duplicates.append((record, -repeated[0]))
     return decided
+
+
+def _decide_portion(
+    portion: Portion,
+    found: Sequence[Prepared],
+    known: dict[bytes, log.Known],
+    acked_before: int,
+) -> Decided:
+    """Return what becomes of one portion's records; what it acks is known after it.
+
+    An event of this batch has no position yet: minus its index stands for it.
+    """
+    result = Decided(acked=[], duplicates=[], failed=[])
+    for record, message_id, problem in found:
+        if problem is not None:
+            result.failed.append(problem)
+            continue
+        assert message_id is not None
+        value_sum = checksum(record.value)
+        repeated = known.get(message_id)
+        if repeated is None:
+            outcome = consume(portion, record, message_id, value_sum)
+            if isinstance(outcome, Acked):
+                index = acked_before + len(result.acked)
+                known[message_id] = log.Known(-index, value_sum)
+                result.acked.append(outcome)
+            elif outcome is None:
+                result.skipped += 1
+            else:
+                result.failed.append(outcome)
+        elif repeated.checksum != value_sum:
+            result.failed.append(_contradiction(portion, record, message_id))
+        else:
+            result.duplicates.append((record, repeated.position))
+    return result
 
 
 Prepared = tuple[Record, bytes | None, Failed | None]
@@ -336,7 +347,7 @@ def consume(
             result = handler.around_consume(
                 payload, metadata, lambda given: handler.consume(given, metadata)
             )
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it is kept
         return Failed(record, error, payload, message_id)
     if not isinstance(result, Ack):
         return None
@@ -389,14 +400,13 @@ def _commit(
     total = Counts()
     with database.write() as connection:
         for portion in portions:
-            ledger.advance(
-                connection,
-                database,
-                portion.lane,
+            reached = msgspec.structs.replace(
                 portion.held,
-                portion.to_offset,
+                next_offset=portion.to_offset,
                 content_digest=portion.content_digest,
-                now=now,
+            )
+            ledger.advance(
+                connection, database, portion.lane, portion.held, reached, now
             )
         old = log.head(connection, database, lock=True)
         micros = max(to_micros(now), old.recorded_at or 0)
@@ -456,6 +466,7 @@ class RowWriter:
         self._shift = time_shift(database)
 
     def take(self, portion: Portion, result: Decided) -> None:
+        """Give a portion's events the next positions, and make all its rows."""
         lane, source = portion.lane, portion.held.source_id
         digests = chain.LaneDigest(lane)
         shift, recorded = self._shift, self._micros
@@ -510,7 +521,7 @@ class RowWriter:
     def duplicates(
         self, decided: Sequence[Decided], portions: Sequence[Portion]
     ) -> list[tuple[Any, ...]]:
-        """Return the rows of duplicates; those of this batch's own events are known now."""
+        """Return the rows of duplicates; this batch's events have positions now."""
         return [
             (
                 *_received(portion, record),

@@ -80,7 +80,10 @@ class KeyShape:
         """
         parts = [text] if len(self.types) == 1 else text.split("/")
         if len(parts) != len(self.types):
-            msg = f"key {text!r} has not the {len(self.types)} parts of this projection, joined by /"
+            msg = (
+                f"key {text!r} has not the {len(self.types)} parts of this "
+                "projection, joined by /"
+            )
             raise Unsettled(msg)
         parsed = [_parse(p, t) for p, t in zip(parts, self.types, strict=True)]
         return self.check(parsed[0] if self.is_single else tuple(parsed))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import msgspec
 
-from kappa_log.codec import Decoder, decoder_named
+from kappa_log.codec import Decoder, check_id, decoder_named
 from kappa_log.config import Config, ListenerConfig
-from kappa_log.errors import UsageError
+from kappa_log.errors import DecodeError, UsageError
 from kappa_log.handler import (
     FieldHandler,
     FieldOptions,
@@ -17,6 +16,7 @@ from kappa_log.handler import (
     load_handler,
     split_path,
 )
+from kappa_log.imports import forget_strangers, importing_from
 from kappa_log.records import check_dedupe
 
 DEFAULT_GROUP = "kappa-log"
@@ -50,9 +50,14 @@ def listener_for(
         UsageError: The options contradict the topic's listener, or do not pick one.
         ConfigError: The listener's handler, decoder or dedupe mode is not there.
     """
-    if not topic or "\0" in topic:
-        msg = f"topic {topic!r} is empty or contains NUL"
+    if not topic:
+        msg = "the topic is empty"
         raise UsageError(msg)
+    try:
+        check_id("topic", topic)
+        check_id("group", group)
+    except DecodeError as error:
+        raise UsageError(str(error)) from None
     configured = [
         found
         for found in config.listeners
@@ -66,7 +71,10 @@ def listener_for(
         return listener, msgspec.json.encode(chosen).decode()
     if len(configured) > 1:
         groups = ", ".join(found.group_id for found in configured)
-        msg = f"topic '{topic}' has listeners for the groups {groups}; pick one by --group"
+        msg = (
+            f"topic '{topic}' has listeners for the groups {groups}; "
+            "pick one by --group"
+        )
         raise UsageError(msg)
     if dedupe is not None or (fields or FieldOptions()) != FieldOptions():
         msg = (
@@ -93,14 +101,14 @@ def field_listener(
 
 
 def _configured(found: ListenerConfig, folder: Path) -> Listener:
-    path = str(folder.resolve())
-    if path not in sys.path:
-        sys.path.insert(0, path)
+    forget_strangers(found.handler.partition(":")[0].partition(".")[0], folder)
+    with importing_from(folder):
+        handler = load_handler(found.handler)
     return Listener(
         id=f"{found.group_id}-{found.topic}",
         topic=found.topic,
         group_id=found.group_id,
-        handler=load_handler(found.handler),
+        handler=handler,
         decoder=decoder_named(found.decoder),
         dedupe=check_dedupe(found.dedupe),
         park=found.park,

@@ -164,15 +164,18 @@ class Planner:
             raise UsageError(msg)
         if live.fingerprints.routing != fold.fingerprints.routing:
             msg = (
-                f"which rows '{fold.name}' has (topics, groups, key or columns) changed "
-                f"since {live.label}, so its rows cannot be taken over; a full replay "
-                f"is needed: kappa-log replay {fold.name}"
+                f"which rows '{fold.name}' has (topics, groups, key or columns) "
+                "changed "
+                f"since {live.label}, so its rows cannot be taken over; a full "
+                f"replay is needed: kappa-log replay {fold.name}"
             )
             raise UsageError(msg)
         if start is None or start > head:
             return ReplayPlan(
                 kind="since",
-                description=f"{said} is past the head, position {head:,}: nothing to do",
+                description=(
+                    f"{said} is past the head, position {head:,}: nothing to do"
+                ),
                 from_position=head + 1,
                 head=head,
                 events=0,
@@ -289,7 +292,10 @@ def _check_request(request: ReplayRequest) -> None:
         raise UsageError(msg)
     for moment in (request.since, request.until):
         if moment is not None and moment.utcoffset() is None:
-            msg = f"time {moment.isoformat()} has no zone; give an offset, for instance +00:00"
+            msg = (
+                f"time {moment.isoformat()} has no zone; give an offset, for instance "
+                "+00:00"
+            )
             raise UsageError(msg)
     if request.max_changed is not None:
         allowed_changes(request.max_changed, 0)

@@ -79,6 +79,19 @@ class ProjectReport(msgspec.Struct, frozen=True):
     """Why the build waits at its cursor; None if it does not."""
 
 
+class Filling(msgspec.Struct, frozen=True):
+    """What a runner that fills a replay's build does otherwise.
+
+    Every state stays in memory, and the build's shard cursors move along.
+    """
+
+    only: Collection[Any] | None = None
+    """Keys to fold; None folds all. Then the progress is that of the shards alone:
+    the build's cursor says what the other rows hold."""
+    start: Position | None = None
+    """Where folding begins with ``only``."""
+
+
 class Runner:
     """Folds the log into one build.
 
@@ -87,11 +100,7 @@ class Runner:
         build: What to fill; its cursor is where folding begins.
         projection: Its code.
         clock: For updated_at alone; rows never depend on it.
-        keep_all: Keep every state in memory: for replays.
-        only: Keys to fold; None folds all. Then the progress is that of the
-            shards alone: the build's cursor says what the other rows hold.
-        start: Where folding begins with ``only``.
-        sharded: Whether the build's shard cursors move along.
+        filling: For the filling of a replay's build; None folds a complete one on.
     """
 
     def __init__(
@@ -100,21 +109,17 @@ class Runner:
         build: Build,
         projection: Projection,
         clock: Clock,
-        *,
-        keep_all: bool = False,
-        only: Collection[Any] | None = None,
-        start: Position | None = None,
-        sharded: bool = False,
+        filling: Filling | None = None,
     ) -> None:
         self._database = database
         self._build = build
         self._projection = projection
         self._clock = clock
-        self._keep_all = keep_all
-        self._only = only
-        self._sharded = sharded
+        self._is_filling = filling is not None
+        self._only = None if filling is None else filling.only
         self._store = RowStore(database, build, projection)
-        self._reader = reader_of(database, projection, only)
+        self._reader = reader_of(database, projection, self._only)
+        start = None if filling is None else filling.start
         self.cursor = build.cursor if start is None else start
         """Last position whose rows are written."""
         self.events = 0
@@ -157,7 +162,7 @@ class Runner:
             self.seconds += time.perf_counter() - started
 
     def _first_error(
-        self, error: ProjectionError, phase: str, on_progress: OnProgress | None
+        self, first: ProjectionError, phase: str, on_progress: OnProgress | None
     ) -> ProjectionError:
         """Write all before the first event that fails, and return its error."""
         while True:
@@ -165,12 +170,13 @@ class Runner:
             # are good: from them to the event before the failure is a clean run.
             self._forget()
             try:
-                self._run(error.position - 1, phase, on_progress)
-            except ProjectionError as earlier:
-                assert earlier.position < error.position, "the same span failed again"
-                error = earlier
+                self._run(first.position - 1, phase, on_progress)
+            except ProjectionError as error:
+                earlier = error
             else:
-                return error
+                return first
+            assert earlier.position < first.position, "the same span failed again"
+            first = earlier
 
     def fold_within(self, connection: sa.Connection, upto: Position) -> None:
         """Fold up to a position inside the caller's write transaction.
@@ -187,7 +193,7 @@ class Runner:
         for after, until in spans(self.cursor, upto, PAGE_EVENTS):
             self._folding.apply(self._reader.page(after, until))
             is_due = time.monotonic() - written >= FLUSH_SECONDS
-            is_large = not self._keep_all and len(self._folding.states) > MAX_STATES
+            is_large = not self._is_filling and len(self._folding.states) > MAX_STATES
             if is_due or is_large or until == upto:
                 with self._database.write() as connection:
                     self._write(connection, until)
@@ -207,7 +213,7 @@ class Runner:
     def _write(self, connection: sa.Connection, until: Position) -> None:
         changed = self._folding.drain()
         self._store.save(connection, changed, is_empty=self._is_empty)
-        if self._sharded:
+        if self._is_filling:
             builds.move_shards(
                 connection, self._database, self._build, self.cursor, until
             )
@@ -216,10 +222,10 @@ class Runner:
                 connection,
                 self._database,
                 self._build,
-                self.cursor,
-                until,
-                unkeyed=self._folding.unkeyed - self._counted[1],
-                now=self._clock(),
+                builds.Move(
+                    self.cursor, until, self._folding.unkeyed - self._counted[1]
+                ),
+                self._clock(),
             )
         self.rows_changed += len(changed)
 
@@ -230,7 +236,7 @@ class Runner:
         self.events += folding.events - self._counted[0]
         self.unkeyed += folding.unkeyed - self._counted[1]
         self._counted = (folding.events, folding.unkeyed)
-        if not self._keep_all and len(folding.states) > MAX_STATES:
+        if not self._is_filling and len(folding.states) > MAX_STATES:
             self._forget()
 
     def _forget(self) -> None:
@@ -238,7 +244,7 @@ class Runner:
         self._is_empty = self.cursor == ORIGIN and self._only is None
         self._counted = (0, 0)
         is_fresh = self.cursor == ORIGIN
-        if self._keep_all or is_fresh:
+        if self._is_filling or is_fresh:
             self._folding = Folding(self._projection, only=self._only)
             if not is_fresh:
                 with self._database.read() as connection:
@@ -309,7 +315,9 @@ def live_build(
     try:
         with database.write() as connection:
             check_groups(connection, database, fold)
-            build = builds.create(connection, database, fold, role="live", now=clock())
+            build = builds.create(
+                connection, database, fold, builds.NewBuild(role="live"), clock()
+            )
             point_view(connection, database, build, None)
     except ConstraintViolated:
         # Another process made it at the same moment.
@@ -372,7 +380,8 @@ def stale(registry: Registry, build: Build) -> StaleCode:
         )
     can_declare = known and "routing" not in parts and "state" not in parts
     also = (
-        f", or if the rows would be the same: kappa-log projections compatible {build.projection}"
+        ", or if the rows would be the same: "
+        f"kappa-log projections compatible {build.projection}"
         if can_declare
         else ""
     )

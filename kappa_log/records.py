@@ -136,7 +136,7 @@ class Identity:
 
 
 def encode_headers(headers: tuple[Header, ...]) -> bytes | None:
-    """Return headers as MessagePack, order and repeats kept; None when there are none."""
+    """Return headers as MessagePack, order and repeats kept; None if there are none."""
     return msgspec.msgpack.encode(headers) if headers else None
 
 

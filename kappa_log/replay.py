@@ -25,7 +25,13 @@ from kappa_log.errors import (
     UsageError,
 )
 from kappa_log.fold import Projection
-from kappa_log.plan import Context, Planner, ReplayPlan, ReplayRequest
+from kappa_log.plan import (
+    Context,
+    Planner,
+    ReplayPlan,
+    ReplayRequest,
+    allowed_changes,
+)
 from kappa_log.steps import ReplayReport, Steps, nothing_to_do
 from kappa_log.storage import builds, log, replays
 from kappa_log.storage.builds import Build, Mixed
@@ -102,7 +108,10 @@ class Replayer:
 
         Raises:
             NotFound: There is none.
+            UsageError: max_changed is no limit.
         """
+        if max_changed is not None:
+            allowed_changes(max_changed, 0)
         with self._running(name):
             self._refuse_unfinished(name)
             with self._database.write() as connection:
@@ -250,7 +259,11 @@ class Replayer:
         if touched is None:
             role = "side" if plan.kind == "until" else "shadow"
             return builds.create(
-                connection, self._database, fold, role=role, now=now, sharded=True
+                connection,
+                self._database,
+                fold,
+                builds.NewBuild(role=role, sharded=True),
+                now,
             )
         live = builds.in_role(connection, self._database, fold.name, "live")
         assert live is not None, (
@@ -260,12 +273,14 @@ class Replayer:
             connection,
             self._database,
             fold,
-            role="shadow",
-            now=now,
-            cursor=live.cursor,
-            mixed=Mixed(live.number, plan.from_position, plan.head),
-            unkeyed=live.unkeyed,
-            sharded=True,
+            builds.NewBuild(
+                role="shadow",
+                cursor=live.cursor,
+                mixed=Mixed(live.number, plan.from_position, plan.head),
+                unkeyed=live.unkeyed,
+                sharded=True,
+            ),
+            now,
         )
         builds.copy_rows(connection, self._database, live, shadow)
         builds.RowStore(self._database, shadow, fold).delete(connection, touched)

@@ -59,15 +59,20 @@ class StateShape:
         return [c.stored(getattr(state, c.name)) for c in self.columns]
 
     def fields(self, state: Any) -> dict[str, Any] | None:
-        """Return a settled state as its row shows it, by column name; None for no row.
+        """Return a settled state as its row shows it, by column; None for no row.
 
         Enums are their text and JSON is plain values, as in the table.
         """
         if state is None:
             return None
-        values = [state] if self.is_single else [getattr(state, c.name) for c in self.columns]
+        values = (
+            [state]
+            if self.is_single
+            else [getattr(state, c.name) for c in self.columns]
+        )
         return {
-            c.name: c.shown(value) for c, value in zip(self.columns, values, strict=True)
+            c.name: c.shown(value)
+            for c, value in zip(self.columns, values, strict=True)
         }
 
     def build(self, stored: Sequence[Any]) -> Any:

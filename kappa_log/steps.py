@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from kappa_log.errors import DatabaseBusy, UsageError
 from kappa_log.events import Position
 from kappa_log.fold import Projection
 from kappa_log.plan import (
@@ -21,7 +22,7 @@ from kappa_log.plan import (
     ReplayRequest,
     allowed_changes,
 )
-from kappa_log.project import Runner
+from kappa_log.project import Filling, Runner
 from kappa_log.storage import builds, diff, replays
 from kappa_log.storage.builds import Build
 from kappa_log.storage.diff import Diff
@@ -97,7 +98,11 @@ class Steps:
         refusal = self._refusal()
         if refusal:
             return self._finish("refused", refusal)
-        Swapper(
+        self._swap()
+        return self._report("promoted")
+
+    def _swap(self) -> None:
+        swapper = Swapper(
             context=self._context,
             projection=self._plan.projection,
             number=self._shadow.number,
@@ -105,8 +110,14 @@ class Steps:
             action="promote",
             reason=self._request.reason,
             then=lambda connection: self._end(connection, "promoted"),
-        ).run()
-        return self._report("promoted")
+        )
+        try:
+            swapper.run()
+        except (DatabaseBusy, UsageError):
+            # Readers or users' views are in the way: all but the swap is done, and
+            # what the message names, promote, does that.
+            self._finish("kept")
+            raise
 
     def _fill(self) -> None:
         """Fold from ORIGIN to the live cursor, or to the end where there is none."""
@@ -114,7 +125,7 @@ class Steps:
         live = self._live()
         if self._plan.kind == "full" and live is not None:
             target = max(live.cursor, self._shadow.cursor)
-        self._fold_to(target, "fill", keep_all=True, sharded=True)
+        self._fold_to(target, "fill", Filling())
 
     def _refold(self) -> None:
         """Fold the touched keys' events up to where the live rows were taken."""
@@ -129,10 +140,7 @@ class Steps:
             self._shadow,
             self._fold,
             self._context.clock,
-            keep_all=True,
-            only=self._touched,
-            start=start,
-            sharded=True,
+            Filling(self._touched, start),
         )
         self._account(runner, self._shadow.cursor, "refold")
 
@@ -176,13 +184,11 @@ class Steps:
         self._count(runner)
         self._reread()
 
-    def _fold_to(self, target: Position, phase: str, **options: Any) -> None:
+    def _fold_to(
+        self, target: Position, phase: str, filling: Filling | None = None
+    ) -> None:
         runner = Runner(
-            self._database,
-            self._shadow,
-            self._fold,
-            self._context.clock,
-            **options,
+            self._database, self._shadow, self._fold, self._context.clock, filling
         )
         self._account(runner, target, phase)
         self._reread()

@@ -75,12 +75,19 @@ def verify(
     check = _LogCheck(database, step)
     check.run()
     limits = [
-        "A head kept elsewhere was not given (--head): who can rewrite the whole "
-        "database, heads included, would not be caught."
+        (
+            "A head kept elsewhere was not given (--head): who can rewrite the whole "
+            "database, heads included, would not be caught."
+        )
     ]
     if head is not None:
         limits = []
         check.compare_head(head)
+    if check.erased:
+        limits.append(
+            f"{check.erased:,} events were erased: their hashes are in the chain, "
+            "their contents are not proved."
+        )
     done: list[str] = []
     for name in names:
         limits += _check_projection(database, registry, name, check.findings, step)
@@ -105,6 +112,7 @@ class _LogCheck:
         self._step = step
         self.findings: list[Finding] = []
         self.events = 0
+        self.erased = 0
         self.checkpoints = 0
         self._heads: dict[Position, bytes] = {}
 
@@ -193,6 +201,7 @@ class _LogCheck:
         text = None if row.payload is None else row.payload.encode()
         if row.payload_digest is None:
             self._check_checksum(row, text)
+        self._check_erased(row)
         parts = (row.payload_digest or chain.payload_digest(text)) + (
             row.personal_digest
             or chain.personal_digest(row.raw, row.key, row.headers, row.entity_id)
@@ -209,6 +218,22 @@ class _LogCheck:
             tail=tail,
         )
 
+    def _check_erased(self, row: Any) -> None:
+        """Prove that part hashes stand for erased contents and beside none."""
+        hashes = (row.payload_digest, row.personal_digest)
+        self.erased += hashes != (None, None)
+        has_payload = row.payload is not None or row.raw is not None
+        has_more = not (row.raw is row.key is row.headers is None)
+        if (row.payload_digest is not None and has_payload) or (
+            row.personal_digest is not None and has_more
+        ):
+            self._found(
+                "erased",
+                row.position,
+                f"the event at position {row.position} is marked as erased but has "
+                "contents, which nothing proves",
+            )
+
     def _check_checksum(self, row: Any, text: bytes | None) -> None:
         received = text if row.raw is None else row.raw
         if checksum(received) != row.checksum:
@@ -220,8 +245,19 @@ class _LogCheck:
 
     def _check_ledger(self, connection: sa.Connection) -> None:
         """Prove that checkpoints adjoin and their positions cover the log once."""
+        ranges, ends = self._check_offset_ranges(connection)
+        self._check_position_ranges(ranges)
+        self._check_offsets(connection, ends)
+
+    def _check_offset_ranges(
+        self, connection: sa.Connection
+    ) -> tuple[list[tuple[Position, Position]], dict[Any, int]]:
+        """Prove that each lane's checkpoints adjoin.
+
+        Returns:
+            First and last positions of the checkpoints, and lane → where it ends.
+        """
         table = self._database.tables.checkpoints
-        covered = 0
         ranges: list[tuple[Position, Position]] = []
         ends: dict[Any, int] = {}
         for row in connection.execute(sa.select(table).order_by(table.c.id)):
@@ -229,6 +265,7 @@ class _LogCheck:
             if row.acked:
                 ranges.append((row.first_position, row.last_position))
                 self._heads[row.last_position] = bytes(row.head)
+            self._check_sum(row)
             lane = (row.source_id, row.group_id, row.topic, row.partition)
             if row.kind in ("batch", "gap"):
                 if ends.get(lane, row.from_offset) != row.from_offset:
@@ -241,33 +278,54 @@ class _LogCheck:
                 ends[lane] = row.to_offset
             elif row.kind == "rewind":
                 ends[lane] = row.to_offset
+        return ranges, ends
+
+    def _check_sum(self, row: Any) -> None:
+        """Prove that no more records are accounted for than there are offsets."""
+        counts = (row.acked, row.skipped, row.duplicate, row.failed, row.parked)
+        if sum(counts) > row.to_offset - row.from_offset:
+            self._found(
+                "ledger",
+                row.first_position,
+                f"checkpoint {row.id} accounts for {sum(counts)} records at offsets "
+                f"{row.from_offset} to {row.to_offset - 1} of {row.topic}",
+            )
+
+    def _check_position_ranges(self, ranges: list[tuple[Position, Position]]) -> None:
+        """Prove that the checkpoints' positions cover the log once."""
+        covered = 0
         for first, last in sorted(ranges):
             if first != covered + 1:
+                low, high = sorted((first, covered + 1))
                 self._found(
                     "ledger",
-                    min(first, covered + 1),
-                    f"positions {min(first, covered + 1)} to {max(first, covered + 1) - 1} "
-                    "are accounted for by no checkpoint, or by two",
+                    low,
+                    f"positions {low} to {high - 1} are accounted for by no "
+                    "checkpoint, or by two",
                 )
             covered = last
         if covered != self.head.position:
             self._found(
                 "ledger",
                 covered + 1,
-                f"the ledger ends at position {covered}, the log at {self.head.position}",
+                f"the ledger ends at position {covered}, the log at "
+                f"{self.head.position}",
             )
-        self._check_offsets(connection, ends)
 
     def _check_offsets(self, connection: sa.Connection, ends: dict[Any, int]) -> None:
         table = self._database.tables.offsets
-        for row in connection.execute(sa.select(table)):
-            lane = (row.source_id, row.group_id, row.topic, row.partition)
-            if lane in ends and ends[lane] != row.next_offset:
+        stored = {
+            (row.source_id, row.group_id, row.topic, row.partition): row.next_offset
+            for row in connection.execute(sa.select(table))
+        }
+        for lane, end in ends.items():
+            if stored.get(lane) != end:
+                _, group, topic, partition = lane
                 self._found(
                     "ledger",
                     None,
-                    f"the offset of {row.topic} partition {row.partition} is "
-                    f"{row.next_offset}, its checkpoints end at {ends[lane]}",
+                    f"the offset of {topic} partition {partition} for group {group} is "
+                    f"{stored.get(lane, 'gone')}, its checkpoints end at {end}",
                 )
 
 
@@ -298,21 +356,28 @@ def _check_projection(
         stored = RowStore(database, build, fold).load_all(connection)
     if again.cursor != build.cursor:
         return [*limits, f"'{name}' moved on while it was verified; run it again"]
-    for key in sorted(expected.keys() | stored.keys(), key=repr):
-        if only is not None and key not in only:
-            continue
-        if expected.get(key) != stored.get(key):
-            findings.append(
-                Finding(
-                    name,
-                    build.cursor,
-                    f"the row of key {key!r} in {build.label} is {stored.get(key)!r}, "
-                    f"a fresh fold makes it {expected.get(key)!r}",
-                )
-            )
-            if len(findings) >= MAX_FINDINGS:
-                break
+    if only is not None:
+        stored = {key: state for key, state in stored.items() if key in only}
+    for finding in _differences(build, stored, expected):
+        findings.append(finding)
+        if len(findings) >= MAX_FINDINGS:
+            break
     return limits
+
+
+def _differences(
+    build: Build, stored: dict[Any, Any], expected: dict[Any, Any]
+) -> Iterator[Finding]:
+    """Yield the rows that are not what a fresh fold makes them."""
+    for key in sorted(expected.keys() | stored.keys(), key=repr):
+        there, wanted = stored.get(key), expected.get(key)
+        if there != wanted:
+            yield Finding(
+                build.projection,
+                build.cursor,
+                f"the row of key {key!r} in {build.label} is {there!r}, "
+                f"a fresh fold makes it {wanted!r}",
+            )
 
 
 def _keys_to_check(
@@ -327,7 +392,8 @@ def _keys_to_check(
     limit = (
         f"{build.label} is mixed: only the {len(keys):,} keys touched since position "
         f"{start:,} were checked; the other rows came from build "
-        f"{build.mixed.base_build}. A full replay ends this: kappa-log replay {fold.name}"
+        f"{build.mixed.base_build}. A full replay ends this: "
+        f"kappa-log replay {fold.name}"
     )
     return keys, [limit]
 

@@ -22,8 +22,6 @@ NEW_FAILURES = 3
 NOT_VERIFIED = 4
 """Exit code of a log or view that is not what it should be."""
 
-_FIELDS = ("entity_id", "event_time", "event_type", "event_version", "key")
-
 
 @click.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)

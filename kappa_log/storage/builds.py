@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -16,11 +16,11 @@ import msgspec
 import sqlalchemy as sa
 
 from kappa_log.errors import CursorConflict, NotFound
-from kappa_log.events import Position
+from kappa_log.events import Position, from_micros, in_utc, to_micros
 from kappa_log.fingerprint import Fingerprints
 from kappa_log.fold import Projection
 from kappa_log.keys import SHARDS
-from kappa_log.storage.database import Database
+from kappa_log.storage.database import Database, driver_connection
 from kappa_log.storage.schema import Big, Instant
 
 POSITION_COLUMN = "_position"
@@ -76,6 +76,31 @@ class Build(msgspec.Struct, frozen=True):
         return f"{self.projection} build {self.number}"
 
 
+class NewBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """What a build begins with."""
+
+    role: str
+    """live, shadow or side."""
+    cursor: Position = 0
+    """Where its fold begins."""
+    mixed: Mixed | None = None
+    """For a replay with a start: what it takes over."""
+    unkeyed: int = 0
+    """How many events up to the cursor have no key."""
+    sharded: bool = False
+    """Whether its shards have cursors of their own while it is filled, from ORIGIN."""
+
+
+class Move(msgspec.Struct, frozen=True):
+    """A move of a build's cursor."""
+
+    old: Position
+    """Where its runner last saw it."""
+    new: Position
+    unkeyed: int = 0
+    """How many events between the two have no key."""
+
+
 def layout_of(projection: Projection) -> Layout:
     """Return the layout that builds of a projection have."""
     return Layout(
@@ -104,66 +129,31 @@ def create(
     connection: sa.Connection,
     database: Database,
     projection: Projection,
-    *,
-    role: str,
+    new: NewBuild,
     now: datetime,
-    cursor: Position = 0,
-    mixed: Mixed | None = None,
-    unkeyed: int = 0,
-    sharded: bool = False,
 ) -> Build:
-    """Make a new build: its number, its row, its empty table.
-
-    Args:
-        connection: Write transaction.
-        database: The log.
-        projection: Whose build.
-        role: live, shadow or side.
-        now: The clock.
-        cursor: Where its fold begins.
-        mixed: For a replay with a start: what it takes over.
-        unkeyed: How many events up to the cursor have no key.
-        sharded: Whether its shards have cursors of their own while it is filled;
-            they begin at ORIGIN.
-    """
-    projections, builds = database.tables.projections, database.tables.builds
-    number = connection.scalar(
-        sa.select(projections.c.next_build)
-        .where(projections.c.name == projection.name)
-        .with_for_update()
-    )
-    if number is None:
-        number = 1
-        connection.execute(
-            projections.insert().values(
-                name=projection.name, next_build=2, created_at=now
-            )
-        )
-    else:
-        connection.execute(
-            projections.update()
-            .where(projections.c.name == projection.name)
-            .values(next_build=number + 1)
-        )
+    """Make a new build: its number, its row, its empty table."""
+    number = _next_number(connection, database, projection.name, now)
     layout = layout_of(projection)
+    table = database.tables.builds
     identifier = connection.execute(
-        builds.insert()
+        table.insert()
         .values(
             projection=projection.name,
             number=number,
             version=projection.version,
-            role=role,
-            cursor=cursor,
+            role=new.role,
+            cursor=new.cursor,
             fingerprints=_to_text(projection.fingerprints),
             layout=_to_text(layout),
-            mixed=None if mixed is None else _to_text(mixed),
-            unkeyed=unkeyed,
+            mixed=None if new.mixed is None else _to_text(new.mixed),
+            unkeyed=new.unkeyed,
             created_at=now,
             updated_at=now,
         )
-        .returning(builds.c.id)
+        .returning(table.c.id)
     ).scalar_one()
-    if sharded:
+    if new.sharded:
         connection.execute(
             database.tables.shards.insert(),
             [
@@ -173,6 +163,30 @@ def create(
         )
     _table(database, projection.name, number, layout).create(connection)
     return get(connection, database, projection.name, number)
+
+
+def _next_number(
+    connection: sa.Connection, database: Database, projection: str, now: datetime
+) -> int:
+    """Take a projection's next build number, making the projection known."""
+    projections = database.tables.projections
+    number: int | None = connection.scalar(
+        sa.select(projections.c.next_build)
+        .where(projections.c.name == projection)
+        .with_for_update()
+    )
+    if number is None:
+        number = 1
+        connection.execute(
+            projections.insert().values(name=projection, next_build=2, created_at=now)
+        )
+    else:
+        connection.execute(
+            projections.update()
+            .where(projections.c.name == projection)
+            .values(next_build=number + 1)
+        )
+    return number
 
 
 def get(
@@ -185,7 +199,8 @@ def get(
         if build.number == number
     ]
     if not found:
-        raise NotFound(f"{projection} build", number)
+        what = f"{projection} build"
+        raise NotFound(what, number)
     return found[0]
 
 
@@ -240,31 +255,32 @@ def move_cursor(
     connection: sa.Connection,
     database: Database,
     build: Build,
-    old: Position,
-    new: Position,
-    *,
-    unkeyed: int = 0,
+    move: Move,
     now: datetime,
 ) -> None:
     """Move a build's cursor from where its runner last saw it.
 
-    Two runners may both have folded the events after ``old``, but only one finds the
-    cursor there: the other raises CursorConflict and its rows roll back.
+    Two runners may both have folded the events after ``move.old``, but only one finds
+    the cursor there: the other raises CursorConflict and its rows roll back.
     """
     table = database.tables.builds
     result = connection.execute(
         table.update()
         .where(
             table.c.id == build.id,
-            table.c.cursor == old,
+            table.c.cursor == move.old,
             # A build that was promoted or retired meanwhile has another runner.
             table.c.role == build.role,
         )
-        .values(cursor=new, unkeyed=table.c.unkeyed + unkeyed, updated_at=now)
+        .values(
+            cursor=move.new,
+            unkeyed=table.c.unkeyed + move.unkeyed,
+            updated_at=now,
+        )
     )
     if result.rowcount != 1:
         msg = (
-            f"another process moved {build.label} from position {old}; "
+            f"another process moved {build.label} from position {move.old}; "
             "nothing of this batch was kept"
         )
         raise CursorConflict(msg)
@@ -399,10 +415,7 @@ class RowStore:
                 gone.append(keys(key))
             else:
                 kept.append([*keys(key), *values(state), position])
-        for index, write in self._writers:
-            for row in kept:
-                if row[index] is not None:
-                    row[index] = write(row[index])
+        self._convert(kept, len(self._quoted))
         if gone and not is_empty:
             self._delete(connection, gone)
         if not kept:
@@ -412,13 +425,20 @@ class RowStore:
         else:
             self._upsert(connection, kept)
 
+    def _convert(self, rows: list[list[Any]], width: int) -> None:
+        """Make the first values of each row what the driver takes."""
+        for index, write in self._writers:
+            if index < width:
+                for row in rows:
+                    if row[index] is not None:
+                        row[index] = write(row[index])
+
     def delete(self, connection: sa.Connection, keys: Iterable[Any]) -> None:
         """Delete the rows of these keys."""
         self._delete(connection, [self._keys.values(key) for key in keys])
 
     def _copy(self, connection: sa.Connection, rows: list[list[Any]]) -> None:
-        driver = connection.connection.driver_connection
-        assert driver is not None
+        driver = driver_connection(connection)
         columns = ", ".join((*self._quoted, f'"{POSITION_COLUMN}"'))
         rows.sort()
         if self._is_sqlite:
@@ -439,8 +459,7 @@ class RowStore:
                 copy.write_row(row)
 
     def _upsert(self, connection: sa.Connection, rows: list[list[Any]]) -> None:
-        driver = connection.connection.driver_connection
-        assert driver is not None
+        driver = driver_connection(connection)
         names = [*self._quoted, f'"{POSITION_COLUMN}"']
         changes = ", ".join(
             f"{name} = excluded.{name}" for name in names[len(self._quoted_keys) :]
@@ -464,12 +483,8 @@ class RowStore:
                 )
 
     def _delete(self, connection: sa.Connection, rows: list[list[Any]]) -> None:
-        driver = connection.connection.driver_connection
-        assert driver is not None
-        for index, write in self._writers:
-            if index < len(self._quoted_keys):
-                for row in rows:
-                    row[index] = write(row[index])
+        driver = driver_connection(connection)
+        self._convert(rows, len(self._quoted_keys))
         if self._is_sqlite:
             where = " AND ".join(f"{name} = ?" for name in self._quoted_keys)
             driver.executemany(f"DELETE FROM {self._target} WHERE {where}", rows)
@@ -487,10 +502,7 @@ class RowStore:
         width = len(self._quoted_keys)
         size = _SQLITE_VARIABLES // width if self._is_sqlite else _ARRAY_ROWS
         rows = [self._keys.values(key) for key in keys]
-        for index, write in self._writers:
-            if index < width:
-                for row in rows:
-                    row[index] = write(row[index])
+        self._convert(rows, width)
         for start in range(0, len(rows), size):
             yield rows[start : start + size]
 
@@ -510,8 +522,7 @@ class RowStore:
     def _driver_rows(
         self, connection: sa.Connection, query: str, parameters: Sequence[Any]
     ) -> list[Any]:
-        driver = connection.connection.driver_connection
-        assert driver is not None
+        driver = driver_connection(connection)
         if self._is_sqlite:
             return driver.execute(query, parameters).fetchall()  # type: ignore[no-any-return]
         with driver.cursor(binary=True) as cursor:
@@ -648,13 +659,6 @@ _PG_ARRAY = {
     "json": "text[]",
 }
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def _micros(moment: datetime) -> int:
-    since = moment - _EPOCH
-    return since.days * 86_400_000_000 + since.seconds * 1_000_000 + since.microseconds
-
 
 def _writers(kinds: list[str], *, is_sqlite: bool) -> list[tuple[int, Any]]:
     """Return what to call on which column before the driver gets its values."""
@@ -664,15 +668,13 @@ def _writers(kinds: list[str], *, is_sqlite: bool) -> list[tuple[int, Any]]:
         "bool": int,
         "decimal": str,
         "date": date.isoformat,
-        "datetime": _micros,
+        "datetime": to_micros,
     }
     return [(n, calls[kind]) for n, kind in enumerate(kinds) if kind in calls]
 
 
 def _readers(kinds: list[str], *, is_sqlite: bool) -> list[tuple[int, Any]]:
     """Return what to call on which column that the driver gave."""
-    from kappa_log.events import from_micros, in_utc
-
     calls: dict[str, Any] = {"datetime": in_utc}
     if is_sqlite:
         calls = {
@@ -694,20 +696,19 @@ def _read(row: Sequence[Any], readers: list[tuple[int, Any]]) -> Sequence[Any]:
     return values
 
 
+_PLAIN: dict[str, Any] = {
+    "json": json.loads,
+    "bool": bool,
+    "bytes": bytes,
+    "decimal": Decimal,
+    "date": lambda value: date.fromisoformat(str(value)),
+}
+
+
 def _plain(kind: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if kind == "json":
-        return json.loads(value)
-    if kind == "bool":
-        return bool(value)
-    if kind == "bytes":
-        return bytes(value)
-    if kind == "decimal":
-        return Decimal(value)
-    if kind == "date" and isinstance(value, str):
-        return date.fromisoformat(value)
-    return value
+    if value is None or kind not in _PLAIN:
+        return value
+    return _PLAIN[kind](value)
 
 
 def shard_cursor(

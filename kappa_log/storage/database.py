@@ -182,15 +182,19 @@ _TRANSLATIONS: tuple[
         ("55P03", "40P01", "40001"),
         ("database is locked", "database table is locked"),
         DatabaseBusy,
-        "the database {database} is held by another process ({text}); nothing of this "
-        "transaction was kept; try again later",
+        (
+            "the database {database} is held by another process ({text}); nothing of "
+            "this transaction was kept; try again later"
+        ),
     ),
     (
         ("53100",),
         ("disk is full",),
         StorageError,
-        "the disk of {database} is full ({text}); nothing of this transaction was kept; "
-        "free some space and run the command again",
+        (
+            "the disk of {database} is full ({text}); nothing of this transaction was "
+            "kept; free some space and run the command again"
+        ),
     ),
     (
         ("3D000",),
@@ -202,8 +206,10 @@ _TRANSLATIONS: tuple[
         ("57P01", "57P02", "57P03", "08000", "08003", "08006"),
         ("connection", "unable to open", "disk i/o error", "readonly database"),
         StorageError,
-        "the database {database} cannot be used: {text}. What was committed is kept; "
-        "run the command again when it is back",
+        (
+            "the database {database} cannot be used: {text}. What was committed is "
+            "kept; run the command again when it is back"
+        ),
     ),
 )
 """SQL states or words of the driver → error and its message; the first match counts."""
@@ -249,7 +255,8 @@ def sqlite_module() -> Any:
     """Return the SQLite driver: pysqlite3's newer SQLite where it is installed.
 
     The standard library's SQLite 3.40 has a WAL bug that can lose commits. Only one
-    of the two may ever open a log's file in one process: closing it drops the other's locks.
+    of the two may ever open a log's file in one process: closing it drops the other's
+    locks.
     """
     try:
         from pysqlite3 import dbapi2

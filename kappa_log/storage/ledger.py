@@ -58,19 +58,21 @@ def source_id(
     query = sa.select(table.c.id).where(table.c.name == name)
     found: int | None = connection.scalar(query)
     if found is None:
-        if database.is_sqlite:
-            connection.execute(table.insert().values(name=name, created_at=now))
-        else:
-            from sqlalchemy.dialects.postgresql import insert
-
-            connection.execute(
-                insert(table)
-                .values(name=name, created_at=now)
-                .on_conflict_do_nothing(index_elements=[table.c.name])
-            )
+        _insert_if_new(connection, table, name=name, created_at=now)
         found = connection.scalar(query)
     assert found is not None
     return found
+
+
+def _insert_if_new(connection: sa.Connection, table: sa.Table, **values: Any) -> bool:
+    """Insert a row unless another process was first; wait for it, and tell."""
+    from sqlalchemy.dialects import postgresql, sqlite
+
+    insert: Any = (
+        sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    )
+    statement = insert(table).values(**values).on_conflict_do_nothing()
+    return connection.execute(statement).rowcount == 1
 
 
 class Reader(msgspec.Struct, frozen=True):
@@ -106,24 +108,22 @@ def assign(
     table = database.tables.offsets
     identifier = source_id(connection, database, lane.source, now)
     where = _is_lane(table, lane, identifier)
-    row = connection.execute(
-        sa.select(table).where(where).with_for_update()
-    ).one_or_none()
-    if row is None:
-        connection.execute(
-            table.insert().values(
-                source_id=identifier,
-                group_id=lane.group_id,
-                topic=lane.topic,
-                partition=lane.partition,
-                next_offset=start,
-                epoch=1,
-                dedupe=reader.dedupe,
-                fields=reader.fields,
-                updated_at=now,
-            )
-        )
+    is_new = _insert_if_new(
+        connection,
+        table,
+        source_id=identifier,
+        group_id=lane.group_id,
+        topic=lane.topic,
+        partition=lane.partition,
+        next_offset=start,
+        epoch=1,
+        dedupe=reader.dedupe,
+        fields=reader.fields,
+        updated_at=now,
+    )
+    if is_new:
         return Assignment(identifier, 1, start, None, True)
+    row = connection.execute(sa.select(table).where(where).with_for_update()).one()
     _check_options(row, lane, reader)
     connection.execute(
         table.update().where(where).values(epoch=row.epoch + 1, updated_at=now)
@@ -155,12 +155,14 @@ def advance(
     database: Database,
     lane: Lane,
     held: Assignment,
-    to_offset: int,
-    *,
-    content_digest: bytes | None,
+    reached: Assignment,
     now: datetime,
 ) -> None:
-    """Move a lane's offset from ``held.next_offset``; Fenced if it is no longer ours."""
+    """Move a lane's offset from what is held to what was reached.
+
+    Raises:
+        Fenced: The lane is no longer ours; the transaction must roll back.
+    """
     table = database.tables.offsets
     result = connection.execute(
         table.update()
@@ -169,7 +171,11 @@ def advance(
             table.c.epoch == held.epoch,
             table.c.next_offset == held.next_offset,
         )
-        .values(next_offset=to_offset, content_digest=content_digest, updated_at=now)
+        .values(
+            next_offset=reached.next_offset,
+            content_digest=reached.content_digest,
+            updated_at=now,
+        )
     )
     if result.rowcount != 1:
         msg = (

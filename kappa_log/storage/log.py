@@ -296,7 +296,7 @@ def first_from_offset(
     offset: int,
     groups: Sequence[str] | None,
 ) -> Position | None:
-    """Return the lowest position of an event of topic and partition with offset ≥ offset."""
+    """Return the lowest position of a topic's partition from an offset on."""
     table = database.tables.events
     query = sa.select(sa.func.min(table.c.position)).where(
         table.c.topic == topic,

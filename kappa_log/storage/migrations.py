@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +94,7 @@ def require_current(database: Database) -> None:
     )
 
 
-def create(database: Database, now: datetime) -> bool:
+def create(database: Database) -> bool:
     """Create the database if its server lacks it, and all tables; tell whether new."""
     if database.is_sqlite:
         folder = (database.path or Path()).absolute().parent
@@ -106,11 +105,11 @@ def create(database: Database, now: datetime) -> bool:
         _create_postgresql(database)
     if state(database).verdict != "empty":
         return False
-    upgrade(database, now)
+    upgrade(database)
     return True
 
 
-def upgrade(database: Database, now: datetime, revision: str = "head") -> None:
+def upgrade(database: Database, revision: str = "head") -> None:
     """Move the tables up to a revision."""
     with _command(database) as (config, connection):
         from alembic import command
@@ -142,9 +141,10 @@ def drop(database: Database) -> bool:
     Returns:
         Whether there was anything. A SQLite file that holds nothing else goes too.
     """
-    if state(database).verdict == "empty":
+    if state(database).verdict != "empty":
+        downgrade(database, "base")
+    elif not _has_version_table(database):
         return False
-    downgrade(database, "base")
     with database.write() as connection:
         connection.exec_driver_sql(
             f"DROP TABLE IF EXISTS {database.tables.version_table}"
@@ -157,6 +157,14 @@ def drop(database: Database) -> bool:
         for lock in database.path.parent.glob(f"{database.path.name}.*.lock"):
             lock.unlink(missing_ok=True)
     return True
+
+
+def _has_version_table(database: Database) -> bool:
+    """Tell whether Alembic was here: its table stays when all others are gone."""
+    if not database.exists():
+        return False
+    with database.read() as connection:
+        return sa.inspect(connection).has_table(database.tables.version_table)
 
 
 def history(database: Database) -> list[Revision]:
@@ -179,7 +187,7 @@ def history(database: Database) -> list[Revision]:
 
 
 def drift(database: Database) -> list[Any]:
-    """Return what differs between the database and `schema`; empty when nothing does."""
+    """Return what differs between the database and `schema`; empty if nothing does."""
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
@@ -247,7 +255,7 @@ def _target(
     script = ScriptDirectory.from_config(config)
     if revision in ("base", ""):
         return None
-    if not revision.startswith("-"):
+    if not (revision.startswith("-") and revision[1:].isdecimal()):
         return script.get_revision(revision).revision
     current: str | None = connection.scalar(
         sa.text(f"SELECT version_num FROM {database.tables.version_table}")

@@ -92,7 +92,7 @@ class Tables:
         return f"{self.prefix}{name}_{'_'.join(columns)}"
 
     def _latest(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
-        """Return descending order with NULL last, which is SQLite's own and only one."""
+        """Return descending order with NULL last, which is the only one of SQLite."""
         return column.desc() if self._is_sqlite else column.desc().nulls_last()
 
     def _sources(self) -> sa.Table:

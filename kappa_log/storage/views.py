@@ -7,6 +7,7 @@ views that users built on it are named and the swap refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import sqlalchemy as sa
@@ -67,7 +68,10 @@ def dependants(connection: sa.Connection, database: Database, name: str) -> list
         rows = connection.execute(
             sa.text("SELECT name, sql FROM sqlite_master WHERE type = 'view'")
         )
-        found = [row.name for row in rows if row.name != name and name in row.sql]
+        # SQLite keeps views as text. Whole words: one projection's name may begin
+        # another's.
+        reads = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
+        found = [r.name for r in rows if r.name != name and reads.search(r.sql)]
     else:
         found = list(
             connection.scalars(

@@ -150,7 +150,8 @@ def upgrade() -> None:
             name=p + "checkpoints_kind",
         ),
         sa.CheckConstraint(
-            "(acked = 0 AND first_position IS NULL AND last_position IS NULL) OR last_position - first_position + 1 = acked",
+            "(acked = 0 AND first_position IS NULL AND last_position IS NULL) "
+            "OR last_position - first_position + 1 = acked",
             name=p + "checkpoints_positions",
         ),
         sa.CheckConstraint("from_offset <= to_offset", name=p + "checkpoints_range"),

@@ -442,9 +442,12 @@ def test_init_writes_what_is_missing_and_keeps_the_rest(
 
 
 def test_what_init_writes_is_a_configuration(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The file works as it is."""
+    monkeypatch.setenv("COLUMNS", "1000")
     typed(capsys, "init")
     code, out, _ = typed(capsys, "config", "show")
 

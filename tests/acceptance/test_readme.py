@@ -38,6 +38,7 @@ def _run(name: str, folder: Path, url: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=200,
+        check=False,
     )
 
 

@@ -1,0 +1,53 @@
+"""Imports of users' modules: from the configuration's folder, as they are now."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def importing_from(base: Path) -> Iterator[None]:
+    """Put a folder first on ``sys.path``, and import without writing bytecode.
+
+    Python trusts a ``.pyc`` whose source has its size, and its time to the second: an
+    edit within that second would be hidden.
+    """
+    path = str(base.resolve())
+    if sys.path[:1] != [path]:
+        sys.path.insert(0, path)
+    importlib.invalidate_caches()
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
+
+
+def forget_strangers(package: str, base: Path) -> None:
+    """Drop modules of this name that another folder brought into the process."""
+    root = base.resolve()
+    is_here = (root / package).is_dir() or (root / f"{package}.py").is_file()
+    if not is_here or package in sys.stdlib_module_names:
+        return
+    found = {
+        name: getattr(module, "__file__", None)
+        for name, module in sys.modules.items()
+        if name == package or name.startswith(package + ".")
+    }
+    # The files tell, not the package: one without __init__.py takes in all folders of
+    # its name on the path.
+    if all(Path(file).is_relative_to(root) for file in found.values() if file):
+        return
+    for name in found:
+        del sys.modules[name]
+
+
+def forget(package: str) -> None:
+    """Drop a package and its modules, so that they are imported anew."""
+    for name in [n for n in sys.modules if n == package or n.startswith(package + ".")]:
+        del sys.modules[name]

@@ -1,0 +1,93 @@
+"""A process that does one thing with a log, to be killed while it does.
+
+    python worker.py '{"url": …, "folder": …, "work": "ingest", …}'
+
+It prints ``ready``, works, and prints one line of JSON: what came of it, or the error.
+With ``pause`` it prints ``paused`` at its first progress and waits for a line; with
+``tell`` it prints ``progress`` each time.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kappa_log import FieldOptions, KappaLog, KappaLogError
+from support.logs import open_log, set_bounds
+from support.purchases import OLD, TOPIC, registered
+
+FIELDS = FieldOptions(entity_id="customer_id", event_time="time", event_type="type")
+
+
+def main() -> None:
+    """Do what the one argument says."""
+    task = json.loads(sys.argv[1])
+    set_bounds(page_events=task.get("page_events", 500), flush_seconds=0.0)
+    app = open_log(
+        task["url"],
+        Path(task["folder"]),
+        *registered(task.get("versions", [1])),
+        batch_size=task.get("batch_size", 200),
+    )
+    _say("ready")
+    try:
+        with app:
+            result = WORK[task["work"]](app, task)
+    except KappaLogError as error:
+        result = {"error": type(error).__name__, "message": str(error)}
+    _say(json.dumps(result))
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _pausing(task: dict[str, Any]) -> Callable[[object], None]:
+    left = [task.get("pause", False)]
+
+    def on_progress(_: object) -> None:
+        if left[0]:
+            left[0] = False
+            _say("paused")
+            sys.stdin.readline()
+        elif task.get("tell"):
+            _say("progress")
+
+    return on_progress
+
+
+def _ingest(app: KappaLog, task: dict[str, Any]) -> Any:
+    done = app.ingest(
+        task["file"], topic=TOPIC, fields=FIELDS, on_progress=_pausing(task)
+    )
+    return {"resumed_at": done.resumed_at, "acked": done.counts.acked}
+
+
+def _project(app: KappaLog, task: dict[str, Any]) -> Any:
+    (done,) = app.project([OLD.name], on_progress=_pausing(task))
+    return {"from": done.from_position, "to": done.to_position, "events": done.events}
+
+
+def _replay(app: KappaLog, task: dict[str, Any]) -> Any:
+    done = app.replay(OLD.name, on_progress=_pausing(task), **task.get("request", {}))
+    return {"outcome": done.outcome}
+
+
+def _resume(app: KappaLog, task: dict[str, Any]) -> Any:
+    done = app.resume(task["id"], on_progress=_pausing(task))
+    return {"outcome": done.outcome}
+
+
+WORK = {
+    "ingest": _ingest,
+    "project": _project,
+    "replay": _replay,
+    "resume": _resume,
+}
+
+if __name__ == "__main__":
+    main()
