@@ -26,6 +26,7 @@ from kappa_log.files import LineFile
 from kappa_log.fold import Projection, Registry
 from kappa_log.handler import FieldOptions
 from kappa_log.ingest import IngestProgress, IngestReport
+from kappa_log.keys import key_shape_of
 from kappa_log.listeners import Listener, field_listener, listener_for
 from kappa_log.plan import Context, ReplayPlan, ReplayRequest
 from kappa_log.project import OnProgress, ProjectReport
@@ -495,7 +496,7 @@ class KappaLog:
         self._require()
         with self.database.read() as connection:
             found = self._build(connection, name, build)
-            where = None if key is None else self._key_columns(found, name, key)
+            where = None if key is None else _key_columns(found, key)
             yield from builds.plain_rows(
                 connection, self.database, found, where=where, limit=limit
             )
@@ -528,7 +529,9 @@ class KappaLog:
                 yield event
 
     def diff(self, name: str, old: int | None = None, new: int | None = None) -> Diff:
-        """Compare two builds of a projection that are at one position.
+        """Compare two builds of a projection at one position.
+
+        If they have moved apart, the comparison that the replay took is returned.
 
         Args:
             name: The projection.
@@ -555,6 +558,9 @@ class KappaLog:
                 )
             right = others[-1] if new is None else self._build(connection, name, new)
             if left.cursor != right.cursor:
+                taken = replays.diff_of(connection, self.database, left, right)
+                if taken is not None:
+                    return taken
                 msg = (
                     f"{left.label} is at position {left.cursor}, {right.label} at "
                     f"{right.cursor}; rows are compared at one position only. "
@@ -656,13 +662,6 @@ class KappaLog:
             raise NotFound("live build of", name, f"Make it: kappa-log project {name}")
         return found
 
-    def _key_columns(self, build: Build, name: str, key: str) -> dict[str, Any]:
-        names = [column.name for column in build.layout.keys]
-        if name not in self.registry.names:
-            return dict(zip(names, key.split("/"), strict=False))
-        fold = self.registry.latest(name)
-        return dict(zip(names, fold.key_shape.values(_parsed(fold, key)), strict=True))
-
     # --- care ---------------------------------------------------------------
 
     def verify(
@@ -689,6 +688,18 @@ class KappaLog:
     def doctor(self) -> list[Check]:
         """Look at what commonly goes wrong; nothing is changed."""
         return list(examine(self))
+
+
+def _key_columns(build: Build, key: str) -> dict[str, Any]:
+    """Return the key columns of a build for a key that a person typed."""
+    columns = build.layout.keys
+    shape = key_shape_of([column.kind for column in columns])
+    try:
+        values = shape.values(shape.parse(key))
+    except Unsettled as error:
+        msg = f"{build.label}: {error}"
+        raise UsageError(msg) from None
+    return {c.name: value for c, value in zip(columns, values, strict=True)}
 
 
 def _parsed(fold: Projection, key: str) -> Any:

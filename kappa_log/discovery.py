@@ -10,7 +10,7 @@ from types import ModuleType
 
 from kappa_log.errors import ConfigError, RegistrationError
 from kappa_log.fold import Projection, Registry, describe
-from kappa_log.imports import forget, forget_strangers, importing_from
+from kappa_log.imports import enter_package, forget, forget_strangers, importing_from
 
 
 def discover(modules: Sequence[str], base: Path) -> Registry:
@@ -32,6 +32,9 @@ def discover(modules: Sequence[str], base: Path) -> Registry:
                 for value in vars(module).values():
                     if isinstance(value, Projection):
                         registry.add(value)
+    for fold in registry:
+        # Now: all names are there, and the files are still those that were imported.
+        _ = fold.fingerprints
     return registry
 
 
@@ -40,6 +43,7 @@ def _modules(name: str, base: Path) -> Iterator[ModuleType]:
     if folder.is_dir():
         forget_strangers(Path(name).parts[0], base)
         _forget_edited(folder.resolve(), ".".join(Path(name).parts))
+        enter_package(".".join(Path(name).parts), base)
         yield from _folder(folder.resolve(), ".".join(Path(name).parts))
         return
     forget_strangers(name.partition(".")[0], base)

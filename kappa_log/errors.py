@@ -6,6 +6,7 @@
     │   └── NotFound             no such event, failure, build, replay …
     ├── RegistrationError        a projection or handler declared wrongly; at import
     │   └── ProjectionNotFound   names the registered ones
+    ├── HandlerError             a handler's start or stop raised
     ├── DecodeError              a record is no event → becomes a Failure
     ├── ProjectionError          a fold raised or returned what no column holds
     ├── StaleCode                a build's code is not the registered code
@@ -81,6 +82,25 @@ class ProjectionNotFound(RegistrationError):
                 "into a module of [projections] modules (default: projections/)"
             )
         super().__init__(f"{text}{'. ' + hint if hint else ''}")
+
+
+class HandlerError(KappaLogError):
+    """A handler's start or stop raised; what was committed before is kept.
+
+    Attributes:
+        handler: The handler's class as ``module:Class``.
+        hook: ``start`` or ``stop``.
+    """
+
+    def __init__(self, handler: str, hook: str, error: BaseException) -> None:
+        """Say whose hook raised what, and what state is left."""
+        self.handler = handler
+        self.hook = hook
+        kept = "nothing was read" if hook == "start" else "what was committed is kept"
+        super().__init__(
+            f"handler {handler}: {hook}() raised {type(error).__name__}: "
+            f"{message_of(error)}; {kept}"
+        )
 
 
 class DecodeError(KappaLogError):

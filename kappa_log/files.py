@@ -7,6 +7,7 @@ it may have grown.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import sys
 import zlib
@@ -69,6 +70,7 @@ class LineFile:
         self.source = f"file:{source}"
         self.held_back = False
         """Whether a last line without line end was left for the next run."""
+        self._taken = 0
         self.bytes_total: int | None = None
         self._under: BinaryIO | None = None
 
@@ -88,46 +90,73 @@ class LineFile:
             digest: Digest over them; None if there are none.
             size: Most lines a chunk.
 
+        A chunk counts as kept when the next one is asked for. What can be read of a
+        file that was cut is a chunk, too; the error comes after it.
+
         Raises:
-            SourceError: The file cannot be read.
+            SourceError: The file cannot be read, or not further.
             SourceDiverged: The lines before ``start`` are not what was read.
         """
+        self._taken = start
         try:
             yield from self._chunks(start, digest, size)
         except (OSError, EOFError, zlib.error) as error:
             reason = (
                 getattr(error, "strerror", None) or str(error) or type(error).__name__
             )
-            msg = (
-                f"{self.file} cannot be read: {reason}; the lines before were kept, "
-                "and the next run goes on after them"
+            kept = (
+                f"its first {self._taken:,} lines are kept, and the next run goes on "
+                "after them"
+                if self._taken
+                else "nothing of it is kept"
             )
+            msg = f"{self.file} cannot be read: {reason}; {kept}"
             raise SourceError(msg) from error
 
     def _chunks(self, start: int, digest: bytes | None, size: int) -> Iterator[Chunk]:
         with self._open() as lines:
             hasher = self._skip(lines, start, digest)
             offset = start
-            while True:
-                records: list[Record] = []
-                values: list[bytes] = []
-                held = 0
-                while len(values) < size and held < MAX_CHUNK_BYTES:
-                    line = lines.readline()
-                    if not line or self._is_partial(line):
-                        break
-                    value = _value(line)
-                    held += len(value)
-                    if not value.isspace() and value:
-                        records.append(Record(offset + len(values), value))
-                    values.append(value)
-                if not values:
+            cut: Exception | None = None
+            while cut is None:
+                values, cut = self._values(lines, size)
+                if values:
+                    hasher.update(b"".join(map(field, values)))
+                    records = [
+                        Record(number, value)
+                        for number, value in enumerate(values, offset)
+                        if value and not value.isspace()
+                    ]
+                    offset += len(values)
+                    blank = len(values) - len(records)
+                    yield Chunk(records, offset, hasher.digest(), blank)
+                    self._taken = offset
+                elif cut is None:
                     return
-                hasher.update(b"".join(map(field, values)))
-                offset += len(values)
-                yield Chunk(
-                    records, offset, hasher.digest(), len(values) - len(records)
-                )
+            raise cut
+
+    def _values(
+        self, lines: BinaryIO, size: int
+    ) -> tuple[list[bytes], Exception | None]:
+        """Return the next lines without their ends, and why there are no more.
+
+        Of a damaged gzip file, unlike a cut one, whatever came out may be wrong.
+        """
+        values: list[bytes] = []
+        held = 0
+        try:
+            while len(values) < size and held < MAX_CHUNK_BYTES:
+                line = lines.readline()
+                if not line or self._is_partial(line):
+                    break
+                value = _value(line)
+                held += len(value)
+                values.append(value)
+        except gzip.BadGzipFile:
+            raise
+        except (EOFError, OSError) as error:
+            return values, error
+        return values, None
 
     def _skip(self, lines: BinaryIO, start: int, digest: bytes | None) -> blake2b:
         """Pass over the lines read before, and return the hasher that took them in."""
@@ -141,9 +170,10 @@ class LineFile:
             self._diverged(f"its first {start} lines are not those that were ingested")
         return hasher
 
-    def _open(self) -> BinaryIO:
+    def _open(self) -> contextlib.AbstractContextManager[BinaryIO]:
         if self.file == "-":
-            return sys.stdin.buffer
+            # It is not ours to close: the caller may go on reading it.
+            return contextlib.nullcontext(sys.stdin.buffer)
         path = Path(self.file)
         self.bytes_total = path.stat().st_size
         under = path.open("rb")

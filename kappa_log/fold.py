@@ -8,12 +8,22 @@ before the next event meets it.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import re
+import threading
 import traceback
 import typing
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any
 
 import msgspec
@@ -28,7 +38,7 @@ from kappa_log.errors import (
     message_of,
 )
 from kappa_log.events import Event, EventPage, Position
-from kappa_log.fingerprint import Fingerprints, fingerprint
+from kappa_log.fingerprint import Fingerprints, fingerprint, package_of
 from kappa_log.keys import KeyShape, key_shape
 from kappa_log.state import StateShape
 
@@ -71,8 +81,9 @@ class Projection:
         self.topics = topics
         self.groups = groups
         self.key = key
-        self.upcast = dict(upcast)
+        self._payload = payload
         try:
+            self.upcast = _checked_upcast(upcast)
             self.key_shape = key_shape(key, key_type)
             self.state_shape = StateShape(_state_type(reducer))
             _check_columns(self.key_shape, self.state_shape)
@@ -80,7 +91,6 @@ class Projection:
         except RegistrationError as error:
             msg = f"projection '{name}' ({reducer.__module__}): {error}"
             raise RegistrationError(msg) from None
-        self.fingerprints = self._fingerprints(payload)
 
     def __call__(self, state: Any, event: Event) -> Any:
         """Return the state after one event, as the reducer says."""
@@ -182,17 +192,28 @@ class Projection:
             raise Unsettled(msg)
         return dict.fromkeys(map(shape.check, found))
 
-    def _fingerprints(self, payload: Any) -> Fingerprints:
+    @functools.cached_property
+    def fingerprints(self) -> Fingerprints:
+        """What its code, state, payloads, upcasters and routing are.
+
+        Made on first use, not when declared: by then the names below the fold in
+        its module are there. One thread at a time: CPython 3.11 counts the depth of
+        syntax trees in one place for all of them (python/cpython issue 106905).
+        """
+        with _fingerprinting:
+            return self._fingerprints()
+
+    def _fingerprints(self) -> Fingerprints:
         shape = [
             (c.name, c.kind, c.nullable, _type_name(c.annotation))
             for c in self.state_shape.columns
         ]
         keys = [(c.name, c.kind) for c in self.key_shape.columns]
         columns = [(name, kind) for name, kind, *_ in shape]
-        package = self.reducer.__module__.partition(".")[0]
-        payloads = fingerprint(payload, package=package)
+        package = package_of(self.reducer)
+        payloads = fingerprint(self._payload, package=package)
         upcasters = fingerprint(
-            {repr(k): f for k, f in sorted(self.upcast.items(), key=repr)},
+            {repr(k): self.upcast[k] for k in sorted(self.upcast, key=repr)},
             package=package,
         )
         routing: list[object] = [
@@ -208,7 +229,7 @@ class Projection:
             state=fingerprint(shape),
             payload=payloads,
             upcasters=upcasters,
-            routing=fingerprint(*routing),
+            routing=fingerprint(*routing, package=package),
         )
 
 
@@ -264,6 +285,9 @@ def projection(  # noqa: PLR0913 - a declaration has an option for each thing it
     return declare
 
 
+_fingerprinting = threading.RLock()
+
+
 class Registry:
     """The projections that are known, by name and version."""
 
@@ -288,6 +312,11 @@ class Registry:
             )
             raise RegistrationError(msg)
         versions[new.version] = new
+
+    def __iter__(self) -> Iterator[Projection]:
+        """Yield all versions of all projections."""
+        for versions in self._known.values():
+            yield from versions.values()
 
     @property
     def names(self) -> list[str]:
@@ -412,13 +441,11 @@ class _Payloads:
     def decode(self, page: EventPage, fold: Projection) -> Sequence[Any]:
         texts = page.column("payload_text")
         if self._one_call:
-            try:
-                if None in texts:
-                    texts = ["null" if text is None else text for text in texts]
+            if None in texts:
+                texts = ["null" if text is None else text for text in texts]
+            # If it fails, one by one, to name the culprit.
+            with contextlib.suppress(Exception, SystemExit):
                 decoded: list[Any] = self._page.decode(f"[{','.join(texts)}]")
-            except (msgspec.MsgspecError, RecursionError):
-                pass  # one by one, to name the culprit
-            else:
                 return decoded
         found = []
         for index, text in enumerate(page.column("payload_text")):
@@ -496,8 +523,10 @@ def _check_columns(keys: KeyShape, states: StateShape) -> None:
 
 def _state_type(reducer: Reducer) -> Any:
     try:
-        hints = typing.get_type_hints(reducer)
-    except (NameError, TypeError) as error:
+        # Classes of an enclosing function are among what the fold closes over.
+        enclosed = dict(inspect.getclosurevars(reducer).nonlocals)
+        hints = typing.get_type_hints(reducer, localns=enclosed)
+    except (NameError, TypeError, ValueError) as error:
         msg = f"its annotations cannot be resolved: {error}"
         raise RegistrationError(msg) from None
     declared = hints.get("return", Any)
@@ -511,10 +540,27 @@ def _state_type(reducer: Reducer) -> Any:
     return declared
 
 
-def _type_name(annotation: Any) -> str:
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        return annotation.__qualname__
-    return str(annotation)
+def _parts(key: Any) -> tuple[Any, ...]:
+    return key if isinstance(key, tuple) else ()
+
+
+def _checked_upcast(upcast: Any) -> dict[Any, Callable[[Any], Any]]:
+    if not isinstance(upcast, Mapping):
+        msg = f"upcast= {upcast!r} is no dict of (type, version) → function"
+        raise RegistrationError(msg)
+    for key, function in upcast.items():
+        if [isinstance(k, str | None) for k in _parts(key)] != [True, True]:
+            msg = f"upcast= key {key!r} is no (type, version), each a str or None"
+            raise RegistrationError(msg)
+        if not callable(function):
+            msg = f"upcast= of {key!r} is {function!r}, no function"
+            raise RegistrationError(msg)
+    return dict(upcast)
+
+
+def _type_name(annotation: Any) -> Any:
+    is_class = isinstance(annotation, type) and not typing.get_args(annotation)
+    return annotation.__qualname__ if is_class else annotation
 
 
 assert MAX_DEPTH < 900  # noqa: PLR2004 - page decoding adds a level below Python's limit

@@ -133,10 +133,10 @@ class FieldHandler(Handler):
     def __init__(self, fields: FieldOptions) -> None:
         """Split the paths once."""
         self.fields = fields
-        self._entity_id = _path(fields.entity_id)
-        self._event_time = _path(fields.event_time)
-        self._event_type = _path(fields.event_type)
-        self._event_version = _path(fields.event_version)
+        self._entity_id = split_path("--entity-id", fields.entity_id)
+        self._event_time = split_path("--event-time", fields.event_time)
+        self._event_type = split_path("--event-type", fields.event_type)
+        self._event_version = split_path("--event-version", fields.event_version)
 
     @override
     def consume(self, payload: Any, metadata: Metadata) -> Ack:
@@ -210,22 +210,32 @@ def load_handler(path: str) -> Handler:
         raise ConfigError(msg) from error
 
 
-def split_path(path: str | None) -> tuple[str, ...]:
-    """Return the names of a dotted path.
+def split_path(option: str, path: str | None) -> tuple[str, ...]:
+    """Return the names of a dotted path that an option gives.
 
     Raises:
-        UsageError: A name between the dots is empty.
+        UsageError: A name between the dots is empty, or is no text that a database
+            keeps; the message names the option.
     """
     if path is None:
         return ()
+    check_option(option, path)
     names = tuple(path.split("."))
     if not all(names):
-        msg = f"field path {path!r} is not names joined by dots"
+        msg = f"{option}: field path {path!r} is not names joined by dots"
         raise UsageError(msg)
     return names
 
 
-_path = split_path
+def check_option(option: str, value: str | None) -> None:
+    """Raise UsageError for an option's text that one of the databases cannot keep.
+
+    What a shell passes on need not be text: bytes that are not become surrogates.
+    """
+    try:
+        check_id(option, value)
+    except DecodeError as error:
+        raise UsageError(str(error)) from None
 
 
 def _identifier(name: str, value: object) -> str | None:

@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 
 @contextlib.contextmanager
@@ -51,3 +52,28 @@ def forget(package: str) -> None:
     """Drop a package and its modules, so that they are imported anew."""
     for name in [n for n in sys.modules if n == package or n.startswith(package + ".")]:
         del sys.modules[name]
+
+
+def enter_package(package: str, base: Path) -> None:
+    """Make ``import package.module`` look into a folder that has no ``__init__.py``.
+
+    Python prefers any package of that name with an ``__init__.py``, wherever on the
+    path it lies, to a folder without one that comes first.
+    """
+    names = package.split(".")
+    if names[0] in sys.stdlib_module_names:
+        return
+    for depth in range(1, len(names) + 1):
+        folder = base.resolve().joinpath(*names[:depth])
+        if (folder / "__init__.py").exists():
+            continue
+        name = ".".join(names[:depth])
+        loaded = sys.modules.get(name)
+        if loaded is not None and list(getattr(loaded, "__path__", ())) == [
+            str(folder)
+        ]:
+            continue
+        forget(name)
+        module = ModuleType(name)
+        module.__path__ = [str(folder)]
+        sys.modules[name] = module

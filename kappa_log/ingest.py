@@ -9,10 +9,11 @@ indexes, which roll back a batch that another writer got ahead of.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any
@@ -21,7 +22,7 @@ import msgspec
 
 from kappa_log import chain
 from kappa_log.codec import Decoded, decode
-from kappa_log.errors import DecodeError, SourceDiverged, message_of
+from kappa_log.errors import DecodeError, HandlerError, SourceDiverged, message_of
 from kappa_log.events import Position, from_micros, to_micros
 from kappa_log.files import LineFile
 from kappa_log.handler import (
@@ -80,12 +81,19 @@ class Acked(msgspec.Struct, frozen=True, gc=False):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """A record that could not become an event, with its error."""
+    """A record that could not become an event, with its error: all but the times."""
 
     record: Record
     error: BaseException
-    payload: Any = None
-    message_id: bytes | None = None
+    checksum: str | None
+    message_id: bytes | None
+    received: tuple[Any, ...]
+    """In order of `ledger.RECEIVED`."""
+    said: Ack
+    """What the handler's extractors could tell."""
+    park_id: bytes | None
+    explained: tuple[str, str, str, str]
+    """Error's class, message, backtrace as JSON, and fingerprint."""
 
 
 class Decided(msgspec.Struct):
@@ -163,24 +171,26 @@ def ingest_file(  # noqa: PLR0913 - each is a part of one run, by its name
     Raises:
         SourceError: The file cannot be read, or is not what was read before.
         Fenced: Another process took the file over.
+        HandlerError: The handler's start or stop raised.
         StorageError: The database refused; what was committed is kept.
     """
     started = time.perf_counter()
     lane = Lane(file.source, listener.topic, listener.group_id)
-    with database.write() as connection:
-        held = ledger.assign(
-            connection,
-            database,
-            lane,
-            ledger.Reader(listener.dedupe, fields),
-            clock(),
-        )
-    first = held.next_offset
     counts = Counts()
     lines = blank = 0
-    positions: list[Position] = []
-    listener.handler.start()
-    try:
+    first_position: Position | None = None
+    last_position: Position | None = None
+    # Before the lane is taken: a handler that cannot start fences nobody.
+    with started_handler(listener.handler):
+        with database.write() as connection:
+            held = ledger.assign(
+                connection,
+                database,
+                lane,
+                ledger.Reader(listener.dedupe, fields),
+                clock(),
+            )
+        first = held.next_offset
         for chunk in file.chunks(first, held.content_digest, batch_size):
             portion = Portion(
                 lane,
@@ -195,17 +205,15 @@ def ingest_file(  # noqa: PLR0913 - each is a part of one run, by its name
             blank += chunk.blank
             held = msgspec.structs.replace(held, next_offset=chunk.next_offset)
             counts.add(done.counts)
-            positions += [
-                p for p in (done.first_position, done.last_position) if p is not None
-            ]
+            if first_position is None:
+                first_position = done.first_position
+            last_position = done.last_position or last_position
             if on_progress is not None:
                 on_progress(
                     IngestProgress(
                         file.file, file.bytes_read, file.bytes_total, lines, counts
                     )
                 )
-    finally:
-        listener.handler.stop()
     with database.read() as connection:
         head = log.head(connection, database).position
         failure_ids = ledger.failure_ids(
@@ -221,13 +229,41 @@ def ingest_file(  # noqa: PLR0913 - each is a part of one run, by its name
         lines=lines,
         blank=blank,
         counts=counts,
-        first_position=positions[0] if positions else None,
-        last_position=positions[-1] if positions else None,
+        first_position=first_position,
+        last_position=last_position,
         head=head,
         seconds=time.perf_counter() - started,
         held_back=file.held_back,
         failure_ids=failure_ids if counts.failed else [],
     )
+
+
+@contextlib.contextmanager
+def started_handler(handler: Handler) -> Iterator[None]:
+    """Start a handler, and stop it at the end of the block, however that ends.
+
+    Raises:
+        HandlerError: Its start or stop raised. If the block raised before stop did,
+            the block's error is what goes on.
+    """
+    _call_hook(handler, "start")
+    try:
+        yield
+    except BaseException as error:
+        try:
+            _call_hook(handler, "stop")
+        except HandlerError as second:
+            error.add_note(str(second))
+        raise
+    _call_hook(handler, "stop")
+
+
+def _call_hook(handler: Handler, hook: str) -> None:
+    try:
+        getattr(handler, hook)()
+    except (Exception, SystemExit) as error:
+        name = f"{type(handler).__module__}:{type(handler).__name__}"
+        raise HandlerError(name, hook, error) from error
 
 
 def ingest_batch(
@@ -326,7 +362,7 @@ def _prepare(portion: Portion) -> list[Prepared]:
                 record = msgspec.structs.replace(record, key=key_of(payload, path))  # noqa: PLW2901
             found.append((record, identity.of(record), None))
         except DecodeError as error:
-            found.append((record, None, Failed(record, error)))
+            found.append((record, None, _failed(portion, record, error, None)))
     return found
 
 
@@ -335,20 +371,23 @@ def consume(
 ) -> Acked | Failed | None:
     """Return the record as an event, as a Failure, or None for a skip."""
     listener = portion.listener
-    payload: Any = None
+    received: Any = None
     try:
         decoded = decode(listener.decoder, record.value)
-        payload = decoded.payload
         handler = listener.handler
         if handler.__class__ is FieldHandler:
-            result: object = handler.consume(payload, None)  # type: ignore[arg-type]
+            result: object = handler.consume(decoded.payload, None)  # type: ignore[arg-type]
         else:
             metadata = _metadata(portion, record, message_id, value_sum)
-            result = handler.around_consume(
-                payload, metadata, lambda given: handler.consume(given, metadata)
-            )
+
+            def proceed(given: Any) -> object:
+                nonlocal received
+                received = given
+                return handler.consume(given, metadata)
+
+            result = handler.around_consume(decoded.payload, metadata, proceed)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it is kept
-        return Failed(record, error, payload, message_id)
+        return _failed(portion, record, error, message_id, received)
     if not isinstance(result, Ack):
         return None
     headers = encode_headers(record.headers)
@@ -386,7 +425,41 @@ def _contradiction(portion: Portion, record: Record, message_id: bytes) -> Faile
         f"under dedupe '{portion.listener.dedupe}' this record has the identity of an "
         "event with another payload"
     )
-    return Failed(record, error, None, message_id)
+    return _failed(portion, record, error, message_id)
+
+
+def _failed(
+    portion: Portion,
+    record: Record,
+    error: BaseException,
+    message_id: bytes | None,
+    payload: Any = None,
+) -> Failed:
+    """Return a failure whole but for its times, before any lock is taken.
+
+    Args:
+        portion: Whose record it is.
+        record: As it was received.
+        error: Why it is no event.
+        message_id: Its identity, if it has one.
+        payload: What `consume` received; None if it received nothing.
+    """
+    lines = traceback.format_exception(error)
+    return Failed(
+        record,
+        error,
+        checksum(record.value),
+        message_id,
+        _received(portion, record),
+        _what_can_be_told(portion.listener.handler, payload),
+        park_id(portion, record),
+        (
+            type(error).__name__,
+            _storable(message_of(error)),
+            json.dumps([_storable(line) for line in _capped(lines)]),
+            fingerprint_of(error),
+        ),
+    )
 
 
 def _commit(
@@ -514,8 +587,7 @@ class RowWriter:
             ((first, position) if has_events else None, digest if has_events else None)
         )
         self.failures += [
-            failure_row(portion, failed, recorded - shift, shift)
-            for failed in result.failed
+            failure_row(failed, recorded - shift, shift) for failed in result.failed
         ]
 
     def duplicates(
@@ -546,28 +618,21 @@ def _received(portion: Portion, record: Record) -> tuple[Any, ...]:
     )
 
 
-def failure_row(
-    portion: Portion, failed: Failed, recorded: int, shift: int
-) -> tuple[Any, ...]:
+def failure_row(failed: Failed, recorded: int, shift: int) -> tuple[Any, ...]:
     """Return a failure in order of `ledger.FAILURE_COLUMNS`."""
-    record, error = failed.record, failed.error
-    said = _what_can_be_told(portion.listener.handler, failed.payload)
-    lines = traceback.format_exception(error)
+    said = failed.said
     return (
-        *_received(portion, record),
-        record.value,
-        checksum(record.value),
+        *failed.received,
+        failed.record.value,
+        failed.checksum,
         failed.message_id,
         said.entity_id,
         None if said.event_time is None else said.event_time - shift,
         said.event_type,
         said.event_version,
-        park_id(portion, record),
+        failed.park_id,
         0,
-        type(error).__name__,
-        _storable(message_of(error)),
-        json.dumps([_storable(line) for line in _capped(lines)]),
-        fingerprint_of(error),
+        *failed.explained,
         1,
         recorded,
         recorded,

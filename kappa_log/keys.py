@@ -110,17 +110,13 @@ def key_shape(function: Callable[..., Any] | None, key_type: Any) -> KeyShape:
         key_type: What ``key_type=`` declared, or None.
 
     Raises:
-        RegistrationError: A part's type cannot be a key.
+        RegistrationError: A part's type cannot be a key, or is not to be found.
     """
     if function is None:
         return KeyShape((str,), named="entity_id", many=False)
     declared = key_type
     if declared is None:
-        try:
-            hints = typing.get_type_hints(function)
-        except (NameError, TypeError):
-            hints = {}
-        declared = hints.get("return", str)
+        declared = _return_type(function)
     declared = _without_none(declared)
     many = typing.get_origin(declared) is list
     if many:
@@ -135,6 +131,25 @@ def key_shape(function: Callable[..., Any] | None, key_type: Any) -> KeyShape:
             msg = f"key type {part!r} is none of {known}, or a tuple of these"
             raise RegistrationError(msg)
     return KeyShape(tuple(parts), named=named, many=many)
+
+
+def key_shape_of(kinds: list[str]) -> KeyShape:
+    """Return the shape of a build's keys, by the kinds of their columns."""
+    types = tuple(t for kind in kinds for t in _TYPES if t.__name__ == kind)
+    return KeyShape(types, named="key" if len(types) == 1 else "", many=False)
+
+
+def _return_type(function: Callable[..., Any]) -> Any:
+    if not getattr(function, "__annotations__", None):
+        return str
+    try:
+        return typing.get_type_hints(function).get("return", str)
+    except (NameError, TypeError, AttributeError, SyntaxError) as error:
+        msg = (
+            f"the annotations of its key function cannot be resolved: {error}; "
+            "declare the key's type by key_type="
+        )
+        raise RegistrationError(msg) from None
 
 
 def _without_none(declared: Any) -> Any:

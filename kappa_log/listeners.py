@@ -6,13 +6,14 @@ from pathlib import Path
 
 import msgspec
 
-from kappa_log.codec import Decoder, check_id, decoder_named
+from kappa_log.codec import Decoder, decoder_named
 from kappa_log.config import Config, ListenerConfig
-from kappa_log.errors import DecodeError, UsageError
+from kappa_log.errors import UsageError
 from kappa_log.handler import (
     FieldHandler,
     FieldOptions,
     Handler,
+    check_option,
     load_handler,
     split_path,
 )
@@ -53,26 +54,23 @@ def listener_for(
     if not topic:
         msg = "the topic is empty"
         raise UsageError(msg)
-    try:
-        check_id("topic", topic)
-        check_id("group", group)
-    except DecodeError as error:
-        raise UsageError(str(error)) from None
-    configured = [
-        found
-        for found in config.listeners
-        if found.topic == topic and group in (None, found.group_id)
-    ]
-    if not configured:
+    check_option("topic", topic)
+    check_option("group", group)
+    check_option("dedupe", dedupe)
+    of_topic = [found for found in config.listeners if found.topic == topic]
+    configured = [found for found in of_topic if group in (None, found.group_id)]
+    if not of_topic:
         chosen = fields or FieldOptions()
         listener = field_listener(
             topic, group or DEFAULT_GROUP, chosen, dedupe or "payload"
         )
         return listener, msgspec.json.encode(chosen).decode()
-    if len(configured) > 1:
-        groups = ", ".join(found.group_id for found in configured)
+    if len(configured) != 1:
+        # None may be a typo: then nobody's handler would decide, and nobody notice.
+        groups = ", ".join(found.group_id for found in of_topic)
+        none = "" if configured else f", none for {group!r}"
         msg = (
-            f"topic '{topic}' has listeners for the groups {groups}; "
+            f"topic '{topic}' has listeners for the groups {groups}{none}; "
             "pick one by --group"
         )
         raise UsageError(msg)
@@ -96,7 +94,7 @@ def field_listener(
         handler=FieldHandler(fields),
         decoder=decoder_named("json"),
         dedupe=check_dedupe(dedupe),
-        key_path=split_path(fields.key),
+        key_path=split_path("--key", fields.key),
     )
 
 

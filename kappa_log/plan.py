@@ -126,7 +126,9 @@ class Planner:
         if request.until is not None:
             last = head if start is None else start - 1
             events = self._count(fold, last)
-            description = f"until {said} = positions 1 to {last:,}, {events:,} events"
+            description = (
+                f"until {said} = positions 1 to {last:,}, {_many(events, 'event')}"
+            )
             return ReplayPlan(
                 kind="until",
                 description=description,
@@ -139,7 +141,9 @@ class Planner:
         events = self._count(fold, head)
         return ReplayPlan(
             kind="full",
-            description=f"all of the log: positions 1 to {head:,}, {events:,} events",
+            description=(
+                f"all of the log: positions 1 to {head:,}, {_many(events, 'event')}"
+            ),
             from_position=1,
             head=head,
             events=events,
@@ -162,7 +166,8 @@ class Planner:
                 f"needed: kappa-log replay {fold.name}"
             )
             raise UsageError(msg)
-        if live.fingerprints.routing != fold.fingerprints.routing:
+        changed = live.fingerprints.differing(fold.fingerprints)
+        if "routing" in changed or "state" in changed:
             msg = (
                 f"which rows '{fold.name}' has (topics, groups, key or columns) "
                 "changed "
@@ -186,8 +191,9 @@ class Planner:
         touched, since_events = self.touched(fold, start, head)
         events = self._count(fold, live.cursor, touched)
         description = (
-            f"{said} = position {start:,}: {since_events:,} events since touch "
-            f"{len(touched):,} keys, whose {events:,} events are folded again"
+            f"{said} = position {start:,}: {_many(since_events, 'event')} since touch "
+            f"{_many(len(touched), 'key')}, whose {_many(events, 'event')} are folded "
+            "again"
         )
         return ReplayPlan(
             kind="since",
@@ -259,6 +265,10 @@ class Planner:
         reader = reader_of(self._database, fold)
         pages = (reader.page(a, b) for a, b in spans(ORIGIN, upto, PAGE_EVENTS))
         return sum(len({e.position for _, e in fold.keyed(p, only)[0]}) for p in pages)
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def allowed_changes(limit: str, live_rows: int) -> int:

@@ -153,7 +153,8 @@ class Runner:
         except ProjectionError as error:
             # Keys and payloads of a page are made before any of it is folded, so a
             # fold may fail on an event before this one: then that is the first error.
-            raise self._first_error(error, phase, on_progress) from error.__cause__
+            first = self._first_error(error, phase, on_progress)
+            raise first from first.__cause__
         except (KeyboardInterrupt, StorageError):
             self._forget()
             raise
@@ -211,8 +212,9 @@ class Runner:
                 )
 
     def _write(self, connection: sa.Connection, until: Position) -> None:
-        changed = self._folding.drain()
-        self._store.save(connection, changed, is_empty=self._is_empty)
+        check_groups(connection, self._database, self._projection)
+        # The cursor first: who finds it moved has written nothing, and waits for
+        # nobody's rows.
         if self._is_filling:
             builds.move_shards(
                 connection, self._database, self._build, self.cursor, until
@@ -227,6 +229,8 @@ class Runner:
                 ),
                 self._clock(),
             )
+        changed = self._folding.drain()
+        self._store.save(connection, changed, is_empty=self._is_empty)
         self.rows_changed += len(changed)
 
     def _remember(self, until: Position) -> None:
@@ -288,6 +292,11 @@ def project(
         except CursorConflict:
             # Somebody else folds this build, or promoted another: look again.
             continue
+        except StorageError:
+            if _is_live(database, build):
+                raise
+            # Its table was dropped: two others were promoted meanwhile.
+            continue
         except ProjectionError as error:
             raise _with_remedy(error, build, runner.cursor) from error
         return ProjectReport(
@@ -301,6 +310,12 @@ def project(
             rows_changed=runner.rows_changed,
             seconds=runner.seconds,
         )
+
+
+def _is_live(database: Database, build: Build) -> bool:
+    with database.read() as connection:
+        live = builds.in_role(connection, database, build.projection, "live")
+    return live is not None and live.number == build.number
 
 
 def live_build(

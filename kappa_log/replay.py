@@ -89,6 +89,9 @@ class Replayer:
         """End a replay that does not run, and drop what it built."""
         row = self._unfinished(identifier)
         with self._running(row.projection), self._database.write() as connection:
+            row = self._still_unfinished(
+                replays.get(connection, self._database, row.id)
+            )
             if row.build is not None:
                 self._drop_if_there(connection, row.projection, row.build)
             replays.update(
@@ -126,10 +129,8 @@ class Replayer:
                         name,
                         f"Make one: kappa-log replay {name} --no-promote",
                     )
-                row = next(
-                    r
-                    for r in replays.listed(connection, self._database, projection=name)
-                    if r.build == shadows[-1].number
+                row = replays.of_build(
+                    connection, self._database, name, shadows[-1].number
                 )
                 self._code_of(row, shadows[-1])
                 request = row.request | {
@@ -208,8 +209,12 @@ class Replayer:
     def _unfinished(self, identifier: int) -> ReplayRow:
         with self._database.read() as connection:
             row = replays.get(connection, self._database, identifier)
+        return self._still_unfinished(row)
+
+    @staticmethod
+    def _still_unfinished(row: ReplayRow) -> ReplayRow:
         if row.outcome is not None:
-            msg = f"replay {identifier} of '{row.projection}' has ended: {row.outcome}"
+            msg = f"replay {row.id} of '{row.projection}' has ended: {row.outcome}"
             raise UsageError(msg)
         return row
 

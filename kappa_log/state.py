@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -138,6 +139,7 @@ def _fields(state_type: Any) -> list[tuple[str, Any]] | None:
                 )
                 raise RegistrationError(msg)
         names = [field.name for field in dataclasses.fields(state_type)]
+        _refuse_init_only(state_type, names)
     else:
         names = list(
             state_type.__struct_fields__ if is_struct else state_type._fields  # type: ignore[attr-defined]
@@ -151,6 +153,18 @@ def _fields(state_type: Any) -> list[tuple[str, Any]] | None:
         msg = f"the field types of {state_type.__name__} cannot be resolved: {error}"
         raise RegistrationError(msg) from None
     return [(name, hints.get(name, Any)) for name in names]
+
+
+def _refuse_init_only(state_type: Any, names: list[str]) -> None:
+    """Raise RegistrationError if a dataclass takes an InitVar."""
+    pseudo = state_type.__dataclass_fields__.keys() - names
+    for name in inspect.signature(state_type).parameters:
+        if name in pseudo:
+            msg = (
+                f"{state_type.__name__}.{name} is an InitVar, which no column keeps, "
+                "so a row cannot be read back"
+            )
+            raise RegistrationError(msg)
 
 
 def _check_names(names: list[str]) -> None:

@@ -202,9 +202,16 @@ class Steps:
         self._progress["seconds"] += runner.seconds
 
     def _refusal(self) -> str | None:
-        limit, found = self._request.max_changed, self._diff()
-        if limit is None or found is None:
+        limit, found, live = self._request.max_changed, self._diff(), self._live()
+        if limit is None or live is None:
             return None
+        if found is None or found.old_build != live.number:
+            return (
+                f"the live build {live.number} is behind build "
+                f"{self._shadow.number}, so --max-changed {limit} cannot be judged; "
+                "the shadow is kept. Bring the live one up: kappa-log project "
+                f"{self._plan.projection}; then replay again"
+            )
         allowed = allowed_changes(limit, found.old_rows)
         if found.total <= allowed:
             return None

@@ -11,12 +11,13 @@ from collections.abc import Callable
 import msgspec
 import sqlalchemy as sa
 
-from kappa_log.errors import DatabaseBusy
+from kappa_log.errors import DatabaseBusy, UsageError
 from kappa_log.fold import Projection
 from kappa_log.plan import Context
 from kappa_log.project import PAGE_EVENTS, Runner
 from kappa_log.storage import builds, log, replays, views
 from kappa_log.storage.builds import Build
+from kappa_log.storage.database import ConstraintViolated
 
 SWAP_ATTEMPTS = 5
 """How often a swap that readers block is tried again."""
@@ -72,6 +73,9 @@ class Swapper(msgspec.Struct, frozen=True, kw_only=True):
                     return self._swap(connection)
             except DatabaseBusy as error:
                 busy = error
+            except ConstraintViolated as error:
+                # A live build came to be while this one was swapped in.
+                busy = DatabaseBusy(str(error))
         msg = (
             f"readers held the view of '{self.projection}' {SWAP_ATTEMPTS} times; the "
             "old build is still live. Try again: "
@@ -87,6 +91,9 @@ class Swapper(msgspec.Struct, frozen=True, kw_only=True):
         if old is not None:
             builds.lock_cursor(connection, database, old)
         new = builds.get(connection, database, name, self.number)
+        if new.role == "live":
+            msg = f"{new.label} is live already; nothing was changed"
+            raise UsageError(msg)
         head = log.head(connection, database).position
         if self.fold is not None and new.cursor < head:
             context.runner(new, self.fold).fold_within(connection, head)

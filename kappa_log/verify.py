@@ -7,6 +7,7 @@ is not: who can rewrite events and heads alike is caught only by a head kept els
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import sqlalchemy as sa
 
 from kappa_log import chain
 from kappa_log.cursor import spans
-from kappa_log.errors import KappaLogError
+from kappa_log.errors import DatabaseBusy, RegistrationError, StorageError
 from kappa_log.events import ORIGIN, Position, to_micros
 from kappa_log.fold import Folding, Projection, Registry
 from kappa_log.project import PAGE_EVENTS, reader_of, stale
@@ -23,7 +24,6 @@ from kappa_log.records import Lane, checksum
 from kappa_log.storage import builds, log
 from kappa_log.storage.builds import Build, RowStore
 from kappa_log.storage.database import Database
-from kappa_log.storage.lists import sources
 
 MAX_FINDINGS = 20
 """Findings are listed up to here; one is enough to know."""
@@ -90,7 +90,8 @@ def verify(
         )
     done: list[str] = []
     for name in names:
-        limits += _check_projection(database, registry, name, check.findings, step)
+        with _finding(name, database, check.found):
+            limits += _check_projection(database, registry, name, check.findings, step)
         done.append(name)
     return VerifyReport(
         ok=not check.findings,
@@ -104,8 +105,29 @@ def verify(
     )
 
 
+class _Unreadable(msgspec.Struct, frozen=True):
+    """A row that is there but cannot be read."""
+
+    key: int
+    error: str
+
+
+class _Sums(msgspec.Struct):
+    """What the checkpoints of one lane say in all."""
+
+    end: int | None = None
+    """Where its last range ends; None without any."""
+    duplicates: int = 0
+    """Duplicates dropped and not admitted since."""
+    failures: int = 0
+
+
 class _LogCheck:
-    """One pass over events and ledger, side by side, in one snapshot a page."""
+    """One pass over the ledger, one over the events beside the heads in it.
+
+    The ledger is read in one snapshot. Events up to its head never change, so they
+    are read page by page, each in a snapshot of its own.
+    """
 
     def __init__(self, database: Database, step: OnStep) -> None:
         self._database = database
@@ -114,28 +136,130 @@ class _LogCheck:
         self.events = 0
         self.erased = 0
         self.checkpoints = 0
-        self._heads: dict[Position, bytes] = {}
+        self.head = log.Head(ORIGIN, chain.HEAD_OF_NOTHING, None)
+        self._names: dict[int, str] = {}
+        self._digests: dict[Any, chain.LaneDigest] = {}
 
     def run(self) -> None:
+        """Check the ledger, then the events; what is found is in `findings`."""
         database = self._database
-        with database.read() as connection:
-            self.head = log.head(connection, database)
-            self._names = sources(connection, database)
+        with _finding("ledger", database, self.found), database.read() as connection:
+            self.head = self._head(connection)
+            self._names = self._sources(connection)
             self._check_ledger(connection)
+        with _finding("log", database, self.found):
+            self._check_events()
+            self._check_end()
+
+    def compare_head(self, text: str) -> None:
+        """Find a head kept elsewhere among the checkpoints'."""
+        try:
+            kept = bytes.fromhex(text)
+        except ValueError:
+            kept = b""
+        table = self._database.tables.checkpoints
+        with self._database.read() as connection:
+            query = sa.select(table.c.id).where(table.c.head == kept).limit(1)
+            known = connection.scalar(query) is not None
+        if not known and kept not in (chain.HEAD_OF_NOTHING, self.head.digest):
+            self.found(
+                "head",
+                None,
+                f"the head {text[:16]}… kept elsewhere is no head of this log: it was "
+                "rewritten, cut, or is another log",
+            )
+
+    def found(self, what: str, position: Position | None, message: str) -> None:
+        """Note a finding; after the first few no more, since one is enough."""
+        if len(self.findings) < MAX_FINDINGS:
+            self.findings.append(Finding(what, position, message))
+
+    # --- reading what may be damaged ------------------------------------------
+
+    def _head(self, connection: sa.Connection) -> log.Head:
+        table = self._database.tables.head
+        row = connection.execute(sa.select(table.c.position, table.c.digest)).first()
+        if row is None:
+            self.found("log", None, "the row of the log's head is gone")
+            return log.Head(ORIGIN, chain.HEAD_OF_NOTHING, None)
+        return log.Head(row.position, bytes(row.digest), None)
+
+    def _sources(self, connection: sa.Connection) -> dict[int, str]:
+        table = self._database.tables.sources
+        names: dict[int, str] = {}
+        for row in self._pages(connection, table.c.id, [table.c.id, table.c.name]):
+            if isinstance(row, _Unreadable):
+                self.found("log", None, f"source {row.key} {row.error}")
+            else:
+                names[row.id] = row.name
+        return names
+
+    def _pages(
+        self, connection: sa.Connection, key: sa.Column[int], columns: Sequence[Any]
+    ) -> Iterator[Any]:
+        """Yield all rows of a table by a key that rises, a page at a time."""
+        after = -(2**63)
+        while True:
+            query = sa.select(key).where(key > after).order_by(key)
+            ends = connection.scalars(query.limit(PAGE_EVENTS)).all()
+            if not ends:
+                return
+            until = ends[-1]
+            yield from self._rows(connection, key, columns, after, until)
+            after = until
+
+    def _rows(
+        self,
+        connection: sa.Connection,
+        key: sa.Column[int],
+        columns: Sequence[Any],
+        after: int,
+        until: int,
+    ) -> Sequence[Any]:
+        """Return the rows in (after, until]; one by one if they cannot be read at once.
+
+        A driver that chokes on a value gives nothing of the whole answer.
+        """
+        query = sa.select(*columns).order_by(key)
+        within = key > after, key <= until
+        try:
+            with connection.begin_nested():
+                return connection.execute(query.where(*within)).all()
+        except Exception:  # noqa: BLE001 - which row it is, is found below
+            _check_that_it_answers(self._database, connection)
+        found: list[Any] = []
+        for one in connection.scalars(sa.select(key).where(*within).order_by(key)):
+            try:
+                with connection.begin_nested():
+                    found += connection.execute(query.where(key == one)).all()
+            except Exception as error:  # noqa: BLE001 - it is a finding
+                found.append(_Unreadable(one, _cannot_be_read(error)))
+        return found
+
+    # --- events ---------------------------------------------------------------
+
+    def _check_events(self) -> None:
+        """Prove that positions have no holes and that the chain comes to its heads."""
         digest, expected = chain.HEAD_OF_NOTHING, 0
-        self._digests: dict[Any, chain.LaneDigest] = {}
         for after, until in spans(ORIGIN, self.head.position, PAGE_EVENTS):
-            for row in self._rows(after, until):
+            rows, heads = self._page(after, until)
+            for row in rows:
                 expected += 1
-                if row[0] != expected:
-                    self._found("log", expected, f"position {expected} is missing")
+                position = row.key if isinstance(row, _Unreadable) else row.position
+                if position != expected:
+                    self.found("log", expected, f"position {expected} is missing")
                     return
-                digest = chain.extend(digest, self._digest(row))
+                try:
+                    digest = chain.extend(digest, self._digest(row))
+                except Exception as error:  # noqa: BLE001 - it is a finding
+                    message = _cannot_be_read(error)
+                    self.found("log", expected, f"the event at {expected} {message}")
+                    return
                 self.events += 1
-                stored = self._heads.get(expected)
+                stored = heads.get(expected)
                 if stored is not None and stored != digest:
                     first = self._since_last_good(expected)
-                    self._found(
+                    self.found(
                         "chain",
                         first,
                         f"an event at positions {first} to {expected} is not what was "
@@ -144,50 +268,49 @@ class _LogCheck:
                     return
             self._step("log", until, self.head.position)
         if expected != self.head.position:
-            self._found("log", expected + 1, f"position {expected + 1} is missing")
+            self.found("log", expected + 1, f"position {expected + 1} is missing")
         elif digest != self.head.digest:
-            self._found("chain", expected, "the chain does not end in the stored head")
-        with database.read() as connection:
-            beyond = connection.scalar(
-                sa.select(sa.func.max(database.tables.events.c.position))
-            )
-            now = log.head(connection, database).position
-        if (beyond or 0) > now:
-            self._found("log", beyond, f"an event lies beyond the head, position {now}")
+            self.found("chain", expected, "the chain does not end in the stored head")
 
-    def compare_head(self, text: str) -> None:
-        """Find a head kept elsewhere among the checkpoints'."""
-        try:
-            kept = bytes.fromhex(text)
-        except ValueError:
-            kept = b""
-        known = {chain.HEAD_OF_NOTHING, self.head.digest, *self._heads.values()}
-        if kept not in known:
-            self._found(
-                "head",
-                None,
-                f"the head {text[:16]}… kept elsewhere is no head of this log: it was "
-                "rewritten, cut, or is another log",
-            )
+    def _check_end(self) -> None:
+        table = self._database.tables.events
+        with self._database.read() as connection:
+            beyond = connection.scalar(sa.select(sa.func.max(table.c.position))) or 0
+            now = self._head(connection).position
+        if beyond > now:
+            self.found("log", beyond, f"an event lies beyond the head, position {now}")
 
-    def _found(self, what: str, position: Position | None, message: str) -> None:
-        self.findings.append(Finding(what, position, message))
+    def _page(
+        self, after: Position, until: Position
+    ) -> tuple[Sequence[Any], dict[Position, bytes]]:
+        """Return a page of events, and the heads of the checkpoints that end in it."""
+        tables = self._database.tables
+        table, ledger = tables.events, tables.checkpoints
+        columns = [table.c[name] for name in log.EVENT_COLUMNS]
+        columns += [table.c.payload_digest, table.c.personal_digest]
+        with self._database.read() as connection:
+            rows = self._rows(connection, table.c.position, columns, after, until)
+            found = connection.execute(
+                sa.select(ledger.c.last_position, ledger.c.head).where(
+                    ledger.c.last_position > after,
+                    ledger.c.last_position <= until,
+                    ledger.c.head.is_not(None),
+                )
+            )
+            return rows, {row.last_position: bytes(row.head) for row in found}
 
     def _since_last_good(self, position: Position) -> Position:
-        return max((p for p in self._heads if p < position), default=0) + 1
-
-    def _rows(self, after: Position, until: Position) -> Sequence[Any]:
-        table = self._database.tables.events
-        columns = [table.c[name] for name in log.EVENT_COLUMNS]
-        query = (
-            sa.select(*columns, table.c.payload_digest, table.c.personal_digest)
-            .where(table.c.position > after, table.c.position <= until)
-            .order_by(table.c.position)
-        )
+        table = self._database.tables.checkpoints
+        last = sa.func.max(table.c.last_position)
         with self._database.read() as connection:
-            return connection.execute(query).all()
+            found = connection.scalar(
+                sa.select(last).where(table.c.last_position < position)
+            )
+        return (found or ORIGIN) + 1
 
     def _digest(self, row: Any) -> bytes:
+        if isinstance(row, _Unreadable):
+            raise StorageError(row.error)
         lane_key = (row.source_id, row.topic, row.group_id, row.partition)
         digests = self._digests.get(lane_key)
         if digests is None:
@@ -227,7 +350,7 @@ class _LogCheck:
         if (row.payload_digest is not None and has_payload) or (
             row.personal_digest is not None and has_more
         ):
-            self._found(
+            self.found(
                 "erased",
                 row.position,
                 f"the event at position {row.position} is marked as erased but has "
@@ -237,67 +360,110 @@ class _LogCheck:
     def _check_checksum(self, row: Any, text: bytes | None) -> None:
         received = text if row.raw is None else row.raw
         if checksum(received) != row.checksum:
-            self._found(
+            self.found(
                 "checksum",
                 row.position,
                 f"the payload at position {row.position} does not match its checksum",
             )
 
-    def _check_ledger(self, connection: sa.Connection) -> None:
-        """Prove that checkpoints adjoin and their positions cover the log once."""
-        ranges, ends = self._check_offset_ranges(connection)
-        self._check_position_ranges(ranges)
-        self._check_offsets(connection, ends)
+    # --- the ledger -----------------------------------------------------------
 
-    def _check_offset_ranges(
-        self, connection: sa.Connection
-    ) -> tuple[list[tuple[Position, Position]], dict[Any, int]]:
-        """Prove that each lane's checkpoints adjoin.
+    def _check_ledger(self, connection: sa.Connection) -> None:
+        """Prove that the ledger accounts for each offset, position and kept record."""
+        lanes = self._check_checkpoints(connection)
+        self._check_position_ranges(connection)
+        self._check_offsets(connection, lanes)
+        tables = self._database.tables
+        for table in (tables.duplicates, tables.failures):
+            self._check_rows(connection, table, lanes)
+
+    def _check_checkpoints(self, connection: sa.Connection) -> dict[Any, _Sums]:
+        """Prove that each lane's checkpoints begin at its start, adjoin and add up.
 
         Returns:
-            First and last positions of the checkpoints, and lane → where it ends.
+            Lane → what its checkpoints say in all.
         """
         table = self._database.tables.checkpoints
-        ranges: list[tuple[Position, Position]] = []
-        ends: dict[Any, int] = {}
-        for row in connection.execute(sa.select(table).order_by(table.c.id)):
+        # Nothing is proved of recorded_at, and one out of range could not be read.
+        columns = [column for column in table.c if column.name != "recorded_at"]
+        lanes: dict[Any, _Sums] = {}
+        for row in self._pages(connection, table.c.id, columns):
             self.checkpoints += 1
-            if row.acked:
-                ranges.append((row.first_position, row.last_position))
-                self._heads[row.last_position] = bytes(row.head)
+            if isinstance(row, _Unreadable):
+                self.found("ledger", None, f"checkpoint {row.key} {row.error}")
+                continue
             self._check_sum(row)
-            lane = (row.source_id, row.group_id, row.topic, row.partition)
-            if row.kind in ("batch", "gap"):
-                if ends.get(lane, row.from_offset) != row.from_offset:
-                    self._found(
+            sums = lanes.setdefault(_lane_of(row), _Sums())
+            if row.kind == "admit":
+                sums.duplicates -= row.acked
+            elif row.kind in ("batch", "rewind", "gap"):
+                sums.duplicates += row.duplicate
+                sums.failures += row.failed + row.parked
+                start = self._start(row) if sums.end is None else sums.end
+                if row.kind != "rewind" and row.from_offset != start:
+                    self.found(
                         "ledger",
                         row.first_position,
                         f"checkpoint {row.id} begins at offset {row.from_offset} of "
-                        f"{row.topic}, the one before ended at {ends[lane]}",
+                        f"{self._named(_lane_of(row))}, not at {start}, where the one "
+                        "before it ended",
                     )
-                ends[lane] = row.to_offset
-            elif row.kind == "rewind":
-                ends[lane] = row.to_offset
-        return ranges, ends
+                sums.end = row.to_offset
+        return lanes
+
+    def _start(self, row: Any) -> int:
+        """Return where a lane's first range begins; a topic's may begin anywhere."""
+        return 0 if self._is_file(row.source_id) else int(row.from_offset)
+
+    def _is_file(self, source: int) -> bool:
+        return self._names.get(source, "").startswith("file:")
+
+    def _named(self, lane: Any) -> str:
+        source, group, topic, partition = lane
+        return (
+            f"{topic} partition {partition} of {self._names.get(source, 'no source')} "
+            f"for group {group}"
+        )
 
     def _check_sum(self, row: Any) -> None:
-        """Prove that no more records are accounted for than there are offsets."""
+        """Prove that a checkpoint's numbers can be true together."""
         counts = (row.acked, row.skipped, row.duplicate, row.failed, row.parked)
-        if sum(counts) > row.to_offset - row.from_offset:
-            self._found(
+        if sum(counts) > row.to_offset - row.from_offset or min(counts) < 0:
+            self.found(
                 "ledger",
                 row.first_position,
                 f"checkpoint {row.id} accounts for {sum(counts)} records at offsets "
-                f"{row.from_offset} to {row.to_offset - 1} of {row.topic}",
+                f"{row.from_offset} to {row.to_offset - 1} of "
+                f"{self._named(_lane_of(row))}",
+            )
+        first, last = row.first_position, row.last_position
+        known = (first is not None, last is not None, row.head is not None)
+        if known != (row.acked != 0,) * 3 or (
+            all(known) and last - first + 1 != row.acked
+        ):
+            self.found(
+                "ledger",
+                first if last is None else last,
+                f"checkpoint {row.id} of {self._named(_lane_of(row))} kept {row.acked} "
+                f"events, but has positions {first} to {last} and "
+                f"{'a' if known[2] else 'no'} head",
             )
 
-    def _check_position_ranges(self, ranges: list[tuple[Position, Position]]) -> None:
+    def _check_position_ranges(self, connection: sa.Connection) -> None:
         """Prove that the checkpoints' positions cover the log once."""
+        table = self._database.tables.checkpoints
+        query = (
+            sa.select(table.c.first_position, table.c.last_position)
+            .where(table.c.first_position.is_not(None))
+            .where(table.c.last_position.is_not(None))
+            .order_by(table.c.last_position, table.c.first_position)
+            .execution_options(yield_per=PAGE_EVENTS)
+        )
         covered = 0
-        for first, last in sorted(ranges):
+        for first, last in connection.execute(query):
             if first != covered + 1:
                 low, high = sorted((first, covered + 1))
-                self._found(
+                self.found(
                     "ledger",
                     low,
                     f"positions {low} to {high - 1} are accounted for by no "
@@ -305,28 +471,106 @@ class _LogCheck:
                 )
             covered = last
         if covered != self.head.position:
-            self._found(
+            self.found(
                 "ledger",
                 covered + 1,
                 f"the ledger ends at position {covered}, the log at "
                 f"{self.head.position}",
             )
 
-    def _check_offsets(self, connection: sa.Connection, ends: dict[Any, int]) -> None:
+    def _check_offsets(
+        self, connection: sa.Connection, lanes: dict[Any, _Sums]
+    ) -> None:
+        """Prove that each lane's checkpoints end where its offset is."""
         table = self._database.tables.offsets
-        stored = {
-            (row.source_id, row.group_id, row.topic, row.partition): row.next_offset
-            for row in connection.execute(sa.select(table))
-        }
-        for lane, end in ends.items():
+        stored = self._by_lane(connection, table, sa.func.max(table.c.next_offset))
+        if stored is None:
+            return
+        for lane in [*lanes, *(stored.keys() - lanes.keys())]:
+            end = lanes[lane].end if lane in lanes else None
+            if end is None:
+                # A file is read from 0 on; a topic may have been begun anywhere.
+                end = 0 if self._is_file(lane[0]) else stored.get(lane)
             if stored.get(lane) != end:
-                _, group, topic, partition = lane
-                self._found(
+                self.found(
                     "ledger",
                     None,
-                    f"the offset of {topic} partition {partition} for group {group} is "
-                    f"{stored.get(lane, 'gone')}, its checkpoints end at {end}",
+                    f"the offset of {self._named(lane)} is {stored.get(lane, 'gone')}, "
+                    f"its checkpoints end at {end}",
                 )
+
+    def _check_rows(
+        self, connection: sa.Connection, table: sa.Table, lanes: dict[Any, _Sums]
+    ) -> None:
+        """Prove that there are as many duplicates, or failures, as were counted."""
+        what = table.name.removeprefix(self._database.prefix)
+        stored = self._by_lane(connection, table, sa.func.count())
+        if stored is None:
+            return
+        for lane in [*lanes, *(stored.keys() - lanes.keys())]:
+            counted = getattr(lanes[lane], what) if lane in lanes else 0
+            kept = stored.get(lane, 0)
+            if kept != counted:
+                self.found(
+                    "ledger",
+                    None,
+                    f"{self._named(lane)} has {kept} {what}, its checkpoints account "
+                    f"for {counted}",
+                )
+
+    def _by_lane(
+        self, connection: sa.Connection, table: sa.Table, value: Any
+    ) -> dict[Any, int] | None:
+        """Return lane → value; None, and a finding, if the table cannot be read."""
+        lane = [table.c[name] for name in _LANE]
+        try:
+            with connection.begin_nested():
+                rows = connection.execute(sa.select(*lane, value).group_by(*lane))
+                return {tuple(row[:4]): row[4] for row in rows}
+        except Exception as error:  # noqa: BLE001 - it is a finding
+            _check_that_it_answers(self._database, connection)
+            self.found("ledger", None, f"{table.name} {_cannot_be_read(error)}")
+            return None
+
+
+_LANE = ("source_id", "group_id", "topic", "partition")
+
+
+def _lane_of(row: Any) -> tuple[Any, ...]:
+    return (row.source_id, row.group_id, row.topic, row.partition)
+
+
+def _check_that_it_answers(database: Database, connection: sa.Connection) -> None:
+    """Raise if the database is gone or busy: then nothing was found out about it."""
+    connection.execute(sa.select(database.tables.head.c.position))
+
+
+@contextlib.contextmanager
+def _finding(
+    what: str, database: Database, found: Callable[[str, Position | None, str], None]
+) -> Iterator[None]:
+    """Make a finding of whatever damage raises in the block.
+
+    Raises:
+        DatabaseBusy: Nothing was found out.
+        StorageError: The database is gone, which is not damage either.
+        RegistrationError: What was asked for is not there.
+    """
+    try:
+        yield
+    except (DatabaseBusy, RegistrationError):
+        raise
+    except Exception as error:  # noqa: BLE001 - it is a finding
+        with database.read() as connection:
+            _check_that_it_answers(database, connection)
+        text = str(error) or type(error).__name__
+        found(what, getattr(error, "position", None), text)
+
+
+def _cannot_be_read(error: Exception) -> str:
+    origin = getattr(error, "orig", None) or error
+    text = " ".join(str(origin).split())
+    return text if text.startswith("cannot be read") else f"cannot be read: {text}"
 
 
 def _check_projection(
@@ -345,12 +589,8 @@ def _check_projection(
     fold = registry.made_by(name, build.fingerprints)
     if fold is None:
         return [f"'{name}' was not verified: {stale(registry, build)}"]
-    try:
-        only, limits = _keys_to_check(database, fold, build)
-        expected = _folded(database, fold, build.cursor, only, step)
-    except KappaLogError as error:
-        findings.append(Finding(name, getattr(error, "position", None), str(error)))
-        return []
+    only, limits = _keys_to_check(database, fold, build)
+    expected = _folded(database, fold, build.cursor, only, step)
     with database.read() as connection:
         again = builds.get(connection, database, name, build.number)
         stored = RowStore(database, build, fold).load_all(connection)

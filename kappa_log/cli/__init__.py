@@ -36,6 +36,7 @@ EXIT_CODES: Mapping[type[errors.KappaLogError], int] = {
     errors.RegistrationError: 2,
     errors.StaleCode: 2,
     errors.ProjectionError: 1,
+    errors.HandlerError: 1,
     errors.DecodeError: 65,
     errors.SourceError: 69,
     errors.SourceDiverged: 65,

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 PEOPLE_ROWS = 20
 """Rows that are shown where people read; --json prints all."""
 
+STALE = 2
+"""Exit code when a build waits for a replay, as for any other stale code."""
+
 _NONE = "No projection is registered, and none was built."
 
 
@@ -54,7 +57,7 @@ def project(
     if not reports:
         output.say(_NONE)
         output.next_steps("kappa-log init")
-    return 0
+    return STALE if any(report.waiting for report in reports) else 0
 
 
 def _follow(app: KappaLog, names: tuple[str, ...], *, as_json: bool) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from kappa_log.errors import CursorConflict, NotFound
+from kappa_log.errors import CursorConflict, NotFound, StorageError, message_of
 from kappa_log.events import Position, from_micros, in_utc, to_micros
 from kappa_log.fingerprint import Fingerprints
 from kappa_log.fold import Projection
@@ -300,7 +300,7 @@ def move_shards(
         .where(table.c.build_id == build.id, table.c.cursor == old)
         .values(cursor=new)
     )
-    if result.rowcount not in (0, SHARDS):
+    if result.rowcount != SHARDS:
         msg = f"the shards of {build.label} are not all at {old}"
         raise CursorConflict(msg)
 
@@ -532,9 +532,18 @@ class RowStore:
     def _states(self, rows: Iterable[Sequence[Any]]) -> dict[Any, Any]:
         width = len(self._quoted_keys)
         found = {}
-        for row in rows:
-            values = _read(row, self._readers)
-            found[self._keys.build(values[:width])] = self._shape.build(values[width:])
+        try:
+            for row in rows:
+                values = _read(row, self._readers)
+                key = self._keys.build(values[:width])
+                found[key] = self._shape.build(values[width:])
+        except Exception as error:
+            msg = (
+                f"a row of {self.build.label} cannot be read back as the state that "
+                f"its code declares ({message_of(error)}); it was not changed. Run: "
+                f"kappa-log replay {self.build.projection}"
+            )
+            raise StorageError(msg) from error
         return found
 
 

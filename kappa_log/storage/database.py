@@ -167,7 +167,10 @@ class Database:
         origin = getattr(error, "orig", None) or error
         text = " ".join(str(origin).split()) or type(origin).__name__
         state = getattr(origin, "sqlstate", None) or ""
-        if "IntegrityError" in (type(error).__name__, type(origin).__name__):
+        # The driver's own errors come unwrapped from bulk work: their class is a
+        # subclass of IntegrityError there, and its name tells nothing.
+        integrity = self.engine.dialect.dbapi.IntegrityError  # type: ignore[union-attr]
+        if isinstance(origin, integrity) or state.startswith("23"):
             return ConstraintViolated(text)
         for states, words, kind, message in _TRANSLATIONS:
             if state in states or any(word in text.lower() for word in words):

@@ -72,7 +72,7 @@ def _insert_if_new(connection: sa.Connection, table: sa.Table, **values: Any) ->
         sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     )
     statement = insert(table).values(**values).on_conflict_do_nothing()
-    return connection.execute(statement).rowcount == 1
+    return connection.scalar(statement.returning(sa.literal(1))) is not None
 
 
 class Reader(msgspec.Struct, frozen=True):

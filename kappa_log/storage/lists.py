@@ -16,6 +16,9 @@ from kappa_log.records import decode_headers
 from kappa_log.storage.database import Database
 from kappa_log.storage.log import EVENT_COLUMNS, first_recorded
 
+MAX_INT = 2**63 - 1
+"""Largest number that both drivers take."""
+
 
 class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Which events to list; None does not filter."""
@@ -89,16 +92,18 @@ def events(
         if value is not None:
             conditions.append(column == value)
     if chosen.after is not None:
-        conditions.append(table.c.position > chosen.after)
+        conditions.append(table.c.position > min(chosen.after, MAX_INT))
     if chosen.before is not None:
-        conditions.append(table.c.position < chosen.before)
+        conditions.append(table.c.position < min(chosen.before, MAX_INT))
     if chosen.since is not None:
         # By position: recorded_at has no index of its own and needs none.
         first = first_recorded(connection, database, chosen.since)
         conditions.append(table.c.position >= first if first else sa.false())
     order = table.c.position.asc() if oldest_first else table.c.position.desc()
     query = sa.select(*(table.c[name] for name in EVENT_COLUMNS))
-    rows = connection.execute(query.where(*conditions).order_by(order).limit(limit))
+    rows = connection.execute(
+        query.where(*conditions).order_by(order).limit(min(limit, MAX_INT))
+    )
     return [_event(row) for row in rows]
 
 
@@ -207,4 +212,4 @@ def _event(row: Any) -> Event:
 
 def _within_64_bits(number: int) -> int:
     """Return a number that both drivers take; nothing has the number 0."""
-    return number if 0 < number < 2**63 else 0
+    return number if 0 < number <= MAX_INT else 0

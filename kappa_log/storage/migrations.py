@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,10 @@ from kappa_log.storage.views import drop_view
 
 if TYPE_CHECKING:
     from alembic.config import Config
+
+
+_alembic = threading.Lock()
+"""Alembic keeps its context in the process: one migration at a time."""
 
 
 class SchemaState(msgspec.Struct, frozen=True):
@@ -239,7 +244,11 @@ def _command(database: Database) -> Iterator[tuple[Config, sa.Connection]]:
     from alembic.util import CommandError
 
     try:
-        with database.write() as connection:
+        with _alembic, database.write() as connection:
+            if not database.is_sqlite:
+                # Two who create the tables at once: the second finds them made.
+                key = f"hashtext('{database.tables.version_table}')"
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({key})")
             yield _config(database, connection), connection
     except CommandError as error:
         msg = f"migration failed: {error}; the database was not changed"

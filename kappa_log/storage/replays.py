@@ -9,7 +9,9 @@ import msgspec
 import sqlalchemy as sa
 
 from kappa_log.errors import NotFound
+from kappa_log.storage.builds import Build
 from kappa_log.storage.database import Database
+from kappa_log.storage.diff import Diff
 
 
 class ReplayRow(msgspec.Struct, frozen=True):
@@ -84,6 +86,36 @@ def get(connection: sa.Connection, database: Database, identifier: int) -> Repla
     if row is None:
         raise NotFound("replay", identifier, "See: kappa-log replay --list")
     return _replay(row)
+
+
+def of_build(
+    connection: sa.Connection, database: Database, projection: str, number: int
+) -> ReplayRow:
+    """Return the replay that filled a build, or raise NotFound."""
+    table = database.tables.replays
+    row = connection.execute(
+        sa.select(table)
+        .where(table.c.projection == projection, table.c.build == number)
+        .order_by(table.c.id.desc())
+        .limit(1)
+    ).one_or_none()
+    if row is None:
+        noun = f"replay of {projection} build"
+        raise NotFound(noun, number)
+    return _replay(row)
+
+
+def diff_of(
+    connection: sa.Connection, database: Database, old: Build, new: Build
+) -> Diff | None:
+    """Return the diff that a replay took of two builds, if it did."""
+    try:
+        row = of_build(connection, database, new.projection, new.number)
+    except NotFound:
+        return None
+    taken = row.progress.get("diff")
+    found = None if taken is None else msgspec.convert(taken, Diff)
+    return found if found is not None and found.old_build == old.number else None
 
 
 def listed(

@@ -207,8 +207,11 @@ class Tables:
                 "from_offset <= to_offset", name=self._name("checkpoints", "range")
             ),
             sa.CheckConstraint(
-                "(acked = 0 AND first_position IS NULL AND last_position IS NULL) "
-                "OR last_position - first_position + 1 = acked",
+                # With IS NOT NULL: a check that comes to NULL is not violated.
+                "(acked = 0 AND first_position IS NULL AND last_position IS NULL "
+                "AND head IS NULL) OR (acked > 0 AND first_position IS NOT NULL "
+                "AND last_position IS NOT NULL AND head IS NOT NULL "
+                "AND last_position - first_position + 1 = acked)",
                 name=self._name("checkpoints", "positions"),
             ),
             sa.Index(self._name("checkpoints", "last_position"), "last_position"),

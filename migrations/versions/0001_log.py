@@ -150,8 +150,11 @@ def upgrade() -> None:
             name=p + "checkpoints_kind",
         ),
         sa.CheckConstraint(
-            "(acked = 0 AND first_position IS NULL AND last_position IS NULL) "
-            "OR last_position - first_position + 1 = acked",
+            # With IS NOT NULL: a check that comes to NULL is not violated.
+            "(acked = 0 AND first_position IS NULL AND last_position IS NULL "
+            "AND head IS NULL) OR (acked > 0 AND first_position IS NOT NULL "
+            "AND last_position IS NOT NULL AND head IS NOT NULL "
+            "AND last_position - first_position + 1 = acked)",
             name=p + "checkpoints_positions",
         ),
         sa.CheckConstraint("from_offset <= to_offset", name=p + "checkpoints_range"),

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kappa_log import FieldOptions, KappaLog
+from kappa_log import FieldOptions, KappaLog, ingest
 from kappa_log.config import load_config
-from kappa_log.errors import ConfigError, NotFound, UsageError
+from kappa_log.errors import (
+    ConfigError,
+    HandlerError,
+    NotFound,
+    SourceError,
+    UsageError,
+)
 
 _numbers = count()
 
@@ -77,6 +84,30 @@ class Orders(Handler):
 class Quiet(Handler):
     def consume(self, payload, metadata):
         return ack(None, None)
+
+class NoStart(Quiet):
+    def start(self):
+        raise RuntimeError("no settings")
+
+class NoStop(Quiet):
+    def stop(self):
+        sys.exit(4)
+
+class Telling(Handler):
+    def around_consume(self, payload, metadata, proceed):
+        if payload.get("do") == "never":
+            raise ValueError("before consume")
+        return proceed({"id": f"seen-{payload['id']}", "do": payload.get("do")})
+
+    def consume(self, payload, metadata):
+        raise ValueError("no such order")
+
+    def entity_id(self, payload):
+        CALLS.append(("entity_id", payload["id"]))
+        if payload["do"] == "write":
+            import kappa_log.ingest
+            assert kappa_log.ingest.WRITING == []
+        return payload["id"]
 """
 
 LISTENER = """
@@ -197,6 +228,76 @@ def test_a_handler_that_raises_leaves_a_failure_whole(
         assert app.verify().ok
 
 
+def test_extractors_get_what_consume_received(shop: Shop) -> None:
+    """Not what was decoded; what never came to consume tells nothing."""
+    file = shop.lines('{"id":"ada"}', '{"id":"bob","do":"never"}')
+    with shop.open("billing", handler="Telling") as app:
+        app.ingest(file, topic="orders")
+
+        bob, ada = app.failures()
+        assert (ada.entity_id, bob.entity_id) == ("seen-ada", None)
+        assert shop.calls == [("entity_id", "seen-ada")]
+
+
+def test_extractors_are_called_with_no_transaction_open(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever they wait for, nobody waits for them at the head's lock."""
+    file = shop.lines('{"id":"ada","do":"write"}')
+    with shop.open("billing", handler="Telling") as app:
+        open_: list[str] = []
+        monkeypatch.setattr(ingest, "WRITING", open_, raising=False)
+        write = app.database.write
+
+        @contextmanager
+        def noted(**how: Any) -> Iterator[Any]:
+            with write(**how) as connection:
+                open_.append("write")
+                yield connection
+                open_.clear()
+
+        monkeypatch.setattr(app.database, "write", noted)
+        app.ingest(file, topic="orders")
+
+        assert app.failures()[0].entity_id == "seen-ada"
+
+
+def test_a_handler_that_cannot_start_reads_nothing(shop: Shop) -> None:
+    """Handler and hook are named; nobody who reads the file is fenced."""
+    file = shop.lines('{"id":1}')
+    with shop.open("billing", handler="NoStart") as app:
+        with pytest.raises(
+            HandlerError,
+            match=rf"{shop.module}:NoStart: start\(\) raised RuntimeError: no settings",
+        ) as caught:
+            app.ingest(file, topic="orders")
+
+        assert (caught.value.hook, app.sources()) == ("start", {})
+
+
+def test_a_handler_that_cannot_stop_keeps_what_was_committed(shop: Shop) -> None:
+    """Handler and hook are named."""
+    file = shop.lines('{"id":1}')
+    with shop.open("billing", handler="NoStop") as app:
+        with pytest.raises(
+            HandlerError, match=r"NoStop: stop\(\) raised SystemExit: 4; .*is kept"
+        ):
+            app.ingest(file, topic="orders")
+        assert app.head().position == 1
+
+
+def test_a_handler_that_cannot_stop_hides_no_earlier_error(shop: Shop) -> None:
+    """The first one says why the run ended; the second is a note to it."""
+    file = shop.lines('{"id":1}')
+    with shop.open("billing", handler="NoStop") as app:
+        file.unlink()
+
+        with pytest.raises(SourceError, match="No such file") as caught:
+            app.ingest(file, topic="orders")
+
+        assert any("stop() raised" in note for note in caught.value.__notes__)
+
+
 def test_failures_group_by_class_and_place(shop: Shop) -> None:
     """One broken handler is one group, however many records it fails on."""
     file = shop.lines(
@@ -248,6 +349,33 @@ def test_of_several_listeners_one_must_be_picked(shop: Shop) -> None:
             report = app.ingest(file, topic="orders", group=group)
             assert (report.group_id, report.counts.acked) == (group, 1)
         assert app.verify().ok
+
+
+def test_a_group_that_no_listener_of_the_topic_has_is_refused(shop: Shop) -> None:
+    """A typo would put the records under a group of its own, past the handler."""
+    file = shop.lines('{"id":1}')
+    with shop.open("billing", "shipping") as app:
+        with pytest.raises(
+            UsageError, match="groups billing, shipping, none for 'biling'"
+        ):
+            app.ingest(file, topic="orders", group="biling")
+        assert app.sources() == {}
+        assert app.ingest(file, topic="others", group="biling").counts.acked == 1
+
+
+def test_options_that_are_no_text_are_refused_by_name(shop: Shop) -> None:
+    """A shell passes on bytes that are none."""
+    file = shop.lines('{"id":1}')
+    with shop.open() as app:
+        for options, name in (
+            ({"fields": FieldOptions(entity_id="\udcff")}, "--entity-id"),
+            ({"fields": FieldOptions(key="a\0")}, "--key"),
+            ({"dedupe": "header:\udcff"}, "dedupe"),
+            ({"group": "\udcff"}, "group"),
+        ):
+            with pytest.raises(UsageError, match=f"^{name} contains"):
+                app.ingest(file, topic="orders", **options)
+        assert app.sources() == {}
 
 
 @pytest.mark.parametrize(

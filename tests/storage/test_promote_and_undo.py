@@ -120,6 +120,24 @@ def shop(database_url: str, tmp_path: Path) -> Any:
 # --- what readers see ---------------------------------------------------------
 
 
+class Answers:
+    """What a reader saw, judged answer by answer."""
+
+    def __init__(self) -> None:
+        """Begin with the first release."""
+        self.all: list[tuple[int, int]] = [(1, 0)]
+
+    def judge(self, found: list[tuple[int, int]]) -> None:
+        """Check that an answer is whole, and no older than the one before."""
+        releases = {release for release, _ in found}
+        assert len(releases) == 1, f"a mix of releases {releases}"
+        assert len(found) == 20
+        before, answer = self.all[-1], (releases.pop(), sum(seen for _, seen in found))
+        assert answer[0] >= before[0], f"{answer} after {before}"
+        assert answer[1] >= before[1], f"{answer} after {before}"
+        self.all.append(answer)
+
+
 @pytest.mark.parametrize("changes_columns", [False, True], ids=["same", "changing"])
 def test_a_reader_sees_the_old_rows_or_the_new_and_never_an_error(
     shop: Shop,
@@ -129,37 +147,31 @@ def test_a_reader_sees_the_old_rows_or_the_new_and_never_an_error(
 ) -> None:
     """Each answer is of one release, and no later answer is of fewer events."""
     set_bounds(page_events=7, flush_seconds=0.0, patch=monkeypatch)
-    answers: list[tuple[int, int]] = [(1, 0)]
-
-    def judge(found: list[tuple[int, int]]) -> None:
-        releases = {release for release, _ in found}
-        assert len(releases) == 1, f"a mix of releases {releases}"
-        answer = releases.pop(), sum(seen for _, seen in found)
-        assert len(found) == 20
-        assert answer[0] >= answers[-1][0], f"{answer} after {answers[-1]}"
-        assert answer[1] >= answers[-1][1], f"{answer} after {answers[-1]}"
-        answers.append(answer)
+    answers = Answers()
 
     def take_more(progress: Any) -> None:
-        # So that the swap itself finds events to fold.
+        # So that there is something to catch up, and then for the swap itself to
+        # fold, which readers have seen.
+        shop.take(1 if progress.phase == "fill" else 3)
         if progress.phase == "catch-up":
-            shop.take(3)
+            shop.app.project()
 
     query = f"SELECT release, seen FROM {VIEW}"
-    with Reader(database_url, query, judge) as reader:
+    old = stamps(1)
+    with Reader(database_url, query, answers.judge) as reader:
         for release in range(2, 10):
-            before = reader.answers
             long = changes_columns and release % 2 == 0
-            new = stamps(release, long=long)
-            done = shop.release(new, on_progress=take_more)
+            code = stamps(release, long=long), old
+            done = shop.release(*code, on_progress=take_more)
             assert done.outcome == "promoted"
-            while reader.answers < before + 3 and reader._thread.is_alive():  # noqa: SLF001
-                pass
+            assert done.to_position == shop.app.head().position
+            old = code[0]
+            reader.wait_for(3)
             if release % 3 == 0:
                 shop.take(5)
                 shop.app.project()
 
-    assert len({release for release, _ in answers}) > 5
+    assert len({release for release, _ in answers.all}) > 5
     assert shop.seen()[0] == 9
     assert shop.roles() == ["retired", "live"]
 

@@ -6,6 +6,7 @@ Six events in batches of two: checkpoints, and so the chain's heads, are at posi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from kappa_log import Event, KappaLog, projection
+from kappa_log import Event, KappaLog, projection, verify
 from kappa_log.chain import payload_digest, personal_digest
 from kappa_log.errors import StorageError
-from support.logs import append, execute, open_log
+from support.logs import FIELDS, append, execute, open_log
 
 EVENTS, CHECKPOINTS = "kappa_log_events", "kappa_log_checkpoints"
 
@@ -306,3 +307,177 @@ def test_a_head_kept_elsewhere_catches_who_rewrites_everything(
     assert findings(log, head=early) == {"head": None}
     assert findings(log, head="no hex") == {"head": None}
     assert database_url
+
+
+@pytest.fixture
+def mixed(log: KappaLog, tmp_path: Path) -> KappaLog:
+    """The log, and two files more: one of a duplicate and a failure, one of failures.
+
+    The duplicate and one like it were there; the latter was admitted.
+    """
+    known = (tmp_path / "things.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "some.jsonl").write_text(known[0] + "no json\n" + known[1])
+    (tmp_path / "none.jsonl").write_text("no json\nneither\n")
+    for name in ("some.jsonl", "none.jsonl"):
+        log.ingest(tmp_path / name, topic="things", fields=FIELDS)
+    log.admit(log.duplicates()[-1].id)
+    assert findings(log) == {}
+    assert (len(log.duplicates()), len(log.failures())) == (1, 3)
+    return log
+
+
+OF_SOME = (
+    "source_id = (SELECT id FROM kappa_log_sources WHERE name = 'file:some.jsonl')"
+)
+OF_NONE = (
+    "source_id = (SELECT id FROM kappa_log_sources WHERE name = 'file:none.jsonl')"
+)
+
+INCOMPLETE = [
+    (f"DELETE FROM kappa_log_failures WHERE {OF_SOME}", "some.jsonl.* has 0 failures"),
+    (f"DELETE FROM kappa_log_duplicates WHERE {OF_SOME}", "some.jsonl.* 0 duplicates"),
+    (f"DELETE FROM {{}} WHERE {OF_NONE}", "offset of things .*none.jsonl.* end at 0"),
+    (
+        f"UPDATE {{}} SET failed = 0, skipped = 2 WHERE {OF_NONE}",
+        "none.jsonl for group kappa-log has 2 failures, .* account for 0",
+    ),
+    (
+        f"UPDATE {{}} SET duplicate = 0 WHERE {OF_SOME} AND kind = 'batch'",
+        "some.jsonl.* has 1 duplicates, .* account for -1",
+    ),
+    (f"UPDATE {{}} SET failed = 9 WHERE {OF_NONE}", "accounts for 9 .*none.jsonl"),
+    (f"UPDATE {{}} SET skipped = -1 WHERE {OF_NONE}", "accounts for 1 .*none.jsonl"),
+    (f"UPDATE {{}} SET from_offset = 1, failed = 1 WHERE {OF_NONE}", "not at 0"),
+    (f"DELETE FROM {{}} WHERE {OF_SOME} AND from_offset = 0", "not at 0"),
+    (f"DELETE FROM kappa_log_offsets WHERE {OF_NONE}", "none.jsonl.* is gone"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), INCOMPLETE)
+def test_a_ledger_that_is_not_complete_is_found(
+    mixed: KappaLog, change: str, message: str
+) -> None:
+    """Whatever was read is accounted for, what became no event too; lanes are named."""
+    assert execute(mixed, change.format(CHECKPOINTS)) >= 1
+
+    report = mixed.verify()
+
+    assert {found.what for found in report.findings} <= {"ledger"}
+    assert any(re.search(message, found.message) for found in report.findings)
+
+
+@pytest.mark.parametrize("column", ["first_position", "last_position", "head"])
+def test_a_checkpoint_without_its_positions_or_head_is_refused(
+    log: KappaLog, column: str
+) -> None:
+    """A check that comes to NULL would let it pass."""
+    with pytest.raises(StorageError, match=r"(?i)constraint"):
+        execute(log, f"UPDATE {CHECKPOINTS} SET {column} = NULL WHERE id = 2")
+    assert findings(log) == {}
+
+
+def unchecked(app: KappaLog, statement: str) -> None:
+    """Run a statement past the schema's checks, as a damaged disk would."""
+    with app.database.write() as connection:
+        if app.database.is_sqlite:
+            connection.exec_driver_sql("PRAGMA ignore_check_constraints = ON")
+        else:
+            name = f"{CHECKPOINTS}_positions"
+            connection.exec_driver_sql(
+                f"ALTER TABLE {CHECKPOINTS} DROP CONSTRAINT {name}"
+            )
+        connection.exec_driver_sql(statement)
+        if app.database.is_sqlite:
+            connection.exec_driver_sql("PRAGMA ignore_check_constraints = OFF")
+
+
+@pytest.mark.parametrize(
+    ("change", "position"),
+    [
+        ("first_position = NULL", 3),
+        ("last_position = NULL", 3),
+        ("head = NULL", 4),
+        ("first_position = NULL, last_position = NULL, head = NULL", 3),
+        ("acked = 0", 4),
+        ("acked = 1", 4),
+    ],
+)
+def test_a_checkpoint_that_lost_its_positions_is_found(
+    log: KappaLog, change: str, position: int
+) -> None:
+    """Damage is a finding, not an error."""
+    unchecked(log, f"UPDATE {CHECKPOINTS} SET {change} WHERE last_position = 4")
+
+    assert findings(log)["ledger"] == position
+
+
+DAMAGE: list[tuple[str, dict[str, int | None]]] = [
+    (f"UPDATE {EVENTS} SET recorded_at = {{never}} WHERE position = 3", {"log": 3}),
+    (f"UPDATE {EVENTS} SET event_time = {{never}} WHERE position = 3", {"log": 3}),
+    (f"UPDATE {EVENTS} SET message_id = {{empty}} WHERE position = 3", {"chain": 3}),
+    (f"UPDATE {EVENTS} SET headers = {{empty}} WHERE position = 3", {"chain": 3}),
+    (f"UPDATE {CHECKPOINTS} SET recorded_at = {{never}}", {}),
+    (f"UPDATE {CHECKPOINTS} SET head = {{empty}} WHERE id = 2", {"chain": 3}),
+    ("UPDATE kappa_log_sources SET created_at = {never}", {}),
+    ("UPDATE kappa_log_head SET recorded_at = {never}", {}),
+    ("UPDATE kappa_log_head SET position = 3", {"ledger": 4, "chain": 3, "log": 6}),
+    ("DELETE FROM kappa_log_head", {"log": None, "ledger": 7}),
+]
+
+NO_TEXT: list[tuple[str, dict[str, int | None]]] = [
+    (f"UPDATE {EVENTS} SET entity_id = {{}} WHERE position = 3", {"log": 3}),
+    (f"UPDATE {EVENTS} SET payload = {{}} WHERE position = 6", {"log": 6}),
+    (f"UPDATE {CHECKPOINTS} SET topic = {{}} WHERE id = 3", {"ledger": None}),
+    ("UPDATE kappa_log_offsets SET topic = {}", {"ledger": None}),
+    ("UPDATE kappa_log_sources SET name = {}", {"log": None, "chain": 1}),
+]
+
+
+@pytest.mark.parametrize(("change", "found"), DAMAGE)
+def test_damage_is_found_not_raised(
+    log: KappaLog, change: str, found: dict[str, int | None]
+) -> None:
+    """What cannot be read is named by its position; the rest is verified."""
+    lite = log.database.is_sqlite
+    never = str(2**63 - 1) if lite else "'infinity'"
+    empty = "x''" if lite else "''::bytea"
+    execute(log, change.format(never=never, empty=empty).replace(":", "\\:"))
+
+    assert findings(log, "sums").items() >= found.items()
+    assert bool(findings(log)) is bool(found)
+
+
+@pytest.mark.parametrize(("change", "found"), NO_TEXT)
+def test_bytes_that_are_no_text_are_found_not_raised(
+    sqlite_url: str, tmp_path: Path, change: str, found: dict[str, int | None]
+) -> None:
+    """SQLite keeps what it is given; PostgreSQL refuses it."""
+    with open_log(sqlite_url, tmp_path, sums, batch_size=2) as app:
+        many = [{"id": "a", "n": n} for n in range(6)]
+        append(app, tmp_path / "things.jsonl", many)
+        app.project()
+        assert execute(app, change.format("CAST(x'ff' AS TEXT)")) >= 1
+
+        assert findings(app, "sums").items() >= found.items()
+
+
+def test_a_row_of_a_view_that_cannot_be_read_is_found(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    """The projection is named."""
+    with open_log(sqlite_url, tmp_path, sums) as app:
+        append(app, tmp_path / "things.jsonl", [{"id": "a", "n": 1}])
+        app.project()
+        build = "kappa_log_build_sums_1"
+        execute(app, f"UPDATE {build} SET entity_id = CAST(x'ff' AS TEXT)")
+
+        assert list(findings(app, "sums")) == ["sums"]
+
+
+def test_a_database_that_is_gone_is_no_finding(log: KappaLog) -> None:
+    """Nothing was found out about it."""
+    with log.database.write() as connection:
+        connection.execute(sa.text("ALTER TABLE kappa_log_head RENAME TO gone"))
+
+    with pytest.raises(StorageError, match="kappa_log_head"):
+        verify.verify(log.database, log.registry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -57,6 +58,12 @@ class Reader:
         self._thread.join()
         if self._error is not None and error is None:
             raise self._error
+
+    def wait_for(self, more: int) -> None:
+        """Wait until it has had so many more answers, or has failed."""
+        enough = self.answers + more
+        while self.answers < enough and self._thread.is_alive():
+            time.sleep(0.001)
 
     def _run(self) -> None:
         connection = connect(self._url)

@@ -168,17 +168,45 @@ def test_a_chunk_ends_early_when_its_lines_are_long(
     assert [len(chunk.records) for chunk in read(path)] == [2, 2, 1]
 
 
-@pytest.mark.parametrize("cut", [5, 30, -1, -9])
-def test_a_cut_gzip_file_is_an_error_that_can_be_resumed(
+@pytest.mark.parametrize("cut", [5, 30, 900, -1, -9])
+def test_a_cut_gzip_file_gives_its_whole_lines_and_can_be_resumed(
     tmp_path: Path, cut: int
 ) -> None:
-    """What came before is given out first."""
+    """The error says how many lines were kept; the whole file goes on after them."""
     path = tmp_path / "f.gz"
-    content = b"".join(b'{"n":%d}\n' % n for n in range(1000))
-    path.write_bytes(gzip.compress(content)[:cut])
+    content = [b'{"n":%d}' % n for n in range(1000)]
+    zipped = gzip.compress(b"".join(line + b"\n" for line in content), mtime=0)
+    path.write_bytes(zipped[:cut])
+    taken: list[Chunk] = []
 
-    with pytest.raises(SourceError, match=r"f.gz cannot be read: .*next run goes on"):
-        read(path)
+    with pytest.raises(SourceError, match=r"f.gz cannot be read: ") as caught:
+        taken.extend(LineFile(path, "s").chunks(0, None, 10_000))
+
+    first = taken[-1] if taken else Chunk([], 0, b"", 0)
+    assert len(taken) <= 1
+    assert [r.value for r in first.records] == content[: first.next_offset]
+    assert first.next_offset > 100 or cut in (5, 30)
+    kept = f"its first {first.next_offset:,} lines are kept, and the next run goes on"
+    assert (kept if taken else "nothing of it is kept") in str(caught.value)
+    digest = first.content_digest or None
+    with pytest.raises(SourceError, match=kept if taken else "nothing"):
+        read(path, first.next_offset, digest)
+    path.write_bytes(zipped)
+    again = values(read(path, first.next_offset, digest, 10_000))
+    assert again == list(enumerate(content))[first.next_offset :]
+
+
+def test_a_cut_gzip_file_is_an_error_after_what_earlier_chunks_gave(
+    tmp_path: Path,
+) -> None:
+    """Lines count as kept once the next ones are asked for."""
+    path = tmp_path / "f.gz"
+    path.write_bytes(gzip.compress(b"1\n2\n3\n", mtime=0)[:-8])
+    chunks = LineFile(path, "s").chunks(0, None, 2)
+
+    assert (next(chunks).next_offset, next(chunks).next_offset) == (2, 3)
+    with pytest.raises(SourceError, match="its first 3 lines are kept"):
+        next(chunks)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +251,7 @@ def test_standard_input_needs_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert file.source == "file:pipe"
     assert values(list(file.chunks(0, None, 10))) == [(0, b"1"), (1, b"2")]
     assert (file.bytes_total, file.bytes_read) == (None, 0)
+    assert not Stdin.buffer.closed  # It is the caller's.
 
 
 @pytest.mark.parametrize(

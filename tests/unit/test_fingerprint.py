@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -338,7 +339,152 @@ def test_classes_and_helpers_in_containers_count(
     assert fingerprint(getattr(after, name), package="printed") != first
 
 
+REACHED = """
+import functools, types
+from dataclasses import dataclass
+from functools import cached_property, singledispatch
+
+class Table:
+    def __init__(self, rate):
+        self.rate = rate
+
+class Slotted:
+    __slots__ = ("rate", "unset")
+    def __init__(self, rate):
+        self.rate = rate
+
+class Node:
+    def __init__(self, rate):
+        self.rate, self.me, self.near = rate, self, {1: [self]}
+
+def scaled(function):
+    @functools.wraps(function)
+    def wrapper(state, event):
+        return function(state, event) * 2
+    return wrapper
+
+def by_get(): return 10
+def by_set(): return 11
+def by_cached(): return 12
+def by_static(): return 13
+def by_class(): return 14
+def by_dispatch(): return 15
+def by_assigned(): return 16
+CHOSEN = 17
+
+@dataclass
+class State:
+    count: int = 0
+    limit: int = CHOSEN
+    renamed = by_assigned
+    @property
+    def a(self): return by_get()
+    @a.setter
+    def a(self, new): by_set()
+    @cached_property
+    def b(self): return by_cached()
+    @staticmethod
+    def c(): return by_static()
+    @classmethod
+    def d(cls): return by_class()
+
+@singledispatch
+def chosen(value): return 0
+@chosen.register
+def _(value: int): return by_dispatch()
+
+TABLE, SLOTTED, NODE = Table(20), Slotted(21), Node(22)
+PROXY = types.MappingProxyType({"a": {"b": 23}})
+
+@scaled
+def fold(state, event):
+    return State(1), chosen(1), TABLE, SLOTTED, NODE, PROXY
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("function(state, event) * 2", "function(state, event) * 3"),
+        ("return State(1)", "return State(2)"),
+        *((f"return {n}", f"return {n}0") for n in range(10, 17)),
+        ("CHOSEN = 17", "CHOSEN = 18"),
+        ("Table(20)", "Table(0)"),
+        ("Slotted(21)", "Slotted(0)"),
+        ("Node(22)", "Node(0)"),
+        ('{"b": 23}', '{"b": 0}'),
+    ],
+)
+def test_what_a_fold_reaches_by_descriptors_and_objects_counts(
+    tmp_path: Path, old: str, new: str
+) -> None:
+    """Decorators' bodies, properties, dispatch, and what objects and mappings hold."""
+    assert REACHED.count(old) == 1
+    before = fingerprint(_load(tmp_path, REACHED).fold)
+
+    assert fingerprint(_load(tmp_path, REACHED).fold) == before
+    assert fingerprint(_load(tmp_path, REACHED.replace(old, new)).fold) != before
+
+
+BELOW = """
+from kappa_log import projection
+
+@projection(topics=["t"], version=1)
+def fold(state: int | None, event) -> int | None:
+    return helper(state) + RATE
+
+def helper(n):
+    return n
+
+RATE = 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("return n", "return n + 1"), ("RATE = 2", "RATE = 3")]
+)
+def test_what_stands_below_a_fold_counts(tmp_path: Path, old: str, new: str) -> None:
+    """When its decorator ran, its module did not have it yet."""
+    before = _load(tmp_path, BELOW).fold.fingerprints
+
+    after = _load(tmp_path, BELOW.replace(old, new)).fold.fingerprints
+
+    assert before.differing(after) == ["code"]
+
+
+def test_own_modules_that_name_each_other_end(tmp_path: Path) -> None:
+    """And so do containers that hold themselves."""
+    source = """
+    import printed
+    def fold(state, event):
+        return printed.printed.fold, CIRCLE, SETS
+    CIRCLE = []
+    CIRCLE.append({"again": CIRCLE})
+    class Node:
+        pass
+    SETS = Node()
+    SETS.near = {SETS, Node()}
+    """
+    file = tmp_path / "printed.py"
+    file.write_text(dedent(source))
+    sys.modules.pop("printed", None)
+    sys.path.insert(0, str(tmp_path))
+    try:
+        fold = importlib.import_module("printed").fold
+    finally:
+        sys.path.remove(str(tmp_path))
+
+    assert fingerprint(fold) == fingerprint(fold)
+
+
 ACROSS = """
+import collections, enum, functools
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated
+
+import msgspec
+from kappa_log import projection
 from kappa_log.fingerprint import fingerprint
 SENTINEL = object()
 def helper(a, b=SENTINEL, *, c=lambda: 1):
@@ -347,8 +493,39 @@ CALLS = {helper}
 def fold(state, event):
     return helper(1), CALLS, {"x", "y", "z"}, NAMES
 NAMES = {"x", "y", "z"}
+class Color(enum.Enum):
+    RED = "r"
+    BLUE = "b"
+@dataclass(frozen=True)
+class Frozen:
+    names: frozenset
+class Order(msgspec.Struct):
+    amount: Annotated[int, SENTINEL]
+class Plain:
+    def __init__(self):
+        self.names, self.marker = {"p", "q", "r"}, SENTINEL
+HELD = (
+    Frozen(frozenset("abc")),
+    {Frozen(frozenset("abc")), Frozen(frozenset("def")), frozenset({Color.RED})},
+    {frozenset("abc"): {Color.RED, Color.BLUE}},
+    MappingProxyType({"k": {"x", "y", "z"}}),
+    Plain(), {Plain(), SENTINEL}, collections.deque([{"x", "y", "z"}]),
+    {"x": 1}.keys() | {"y", "z"}, functools.lru_cache(helper), print, [].append,
+    Annotated[int, SENTINEL], list[Annotated[int, frozenset("abc")]], None, ...,
+)
+@projection(
+    topics=["t"],
+    version=1,
+    key=lambda e: HELD,
+    key_type=str,
+    payload=Annotated[Order, SENTINEL],
+    upcast={("a", None): lambda old: HELD, (None, "1"): fold},
+)
+def held(state: list[Annotated[int, SENTINEL]] | None, event) -> list[int] | None:
+    return HELD
+exec("def typed(s, e): return e in {'x', 'y', 'z'}")
 if __name__ == "__main__":
-    print(fingerprint(fold))
+    print(fingerprint(fold), fingerprint(typed), held.fingerprints)
 """
 
 
@@ -366,7 +543,7 @@ def test_a_fingerprint_is_the_same_in_each_process(tmp_path: Path) -> None:
             text=True,
             env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
         ).stdout
-        for seed in ("1", "2")
+        for seed in ("1", "2", "3")
     }
 
     assert len(found) == 1

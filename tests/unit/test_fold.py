@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from datetime import date
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -58,6 +58,10 @@ def counting(**options: Any) -> Projection:
     return counter
 
 
+def _unresolved_key(event: Event) -> Missing:  # type: ignore[name-defined]  # noqa: F821
+    return event.position
+
+
 # --- declarations -------------------------------------------------------------
 
 
@@ -103,6 +107,12 @@ def test_topics_and_groups_named_twice_are_named_once() -> None:
         ({"key": lambda _: 1, "key_type": float}, "'counter' .*key type"),
         ({"payload": 5}, "'counter' .*payload= 5 cannot be decoded"),
         ({"payload": {"order": 5}}, "'counter' .*payload= .* cannot be decoded"),
+        ({"upcast": {("order", 1): repr}}, r"upcast= key \('order', 1\) is no \(type"),
+        ({"upcast": {"order": repr}}, "upcast= key 'order' is no"),
+        ({"upcast": {("order",): repr}}, "upcast= key .* is no"),
+        ({"upcast": {("order", "1"): 5}}, "upcast= of .* is 5, no function"),
+        ({"upcast": [repr]}, "upcast= .* is no dict"),
+        ({"key": _unresolved_key}, "'counter' .*key function cannot be resolved"),
     ],
 )
 def test_a_declaration_that_cannot_work_is_refused_when_imported(
@@ -126,6 +136,20 @@ class Positioned:
     """A field that kappa_log keeps itself."""
 
     _position: int
+
+
+@dataclass
+class Extended:
+    """A field that its rows do not keep."""
+
+    total: int
+    extra: InitVar[int] = 0
+    kind: ClassVar[str] = "a"
+
+
+def _init_only(state: Extended | None, event: Event) -> Extended | None:
+    del event
+    return state
 
 
 def _nothing(state: None, event: Event) -> None:
@@ -159,6 +183,7 @@ def _positioned(state: Positioned | None, event: Event) -> Positioned | None:
         (_with_key, {}, "column 'entity_id' is both a key and a field"),
         (_with_key, {"key": lambda _: ""}, "column 'key' is both a key and a field"),
         (_positioned, {}, "column '_position'"),
+        (_init_only, {}, "Extended.extra is an InitVar"),
     ],
 )
 def test_a_function_that_cannot_be_a_fold_is_refused(
@@ -305,6 +330,25 @@ def test_a_payload_of_another_type_names_its_own_event(payload: Any) -> None:
 
     assert (raised.value.projection, raised.value.position) == ("counter", 3)
     assert raised.value.key is None
+
+
+@pytest.mark.parametrize("raised", [KeyError("a"), SystemExit(0)])
+def test_a_payload_type_that_raises_names_the_event(raised: BaseException) -> None:
+    """Not the page: what msgspec does not take for an error of its own, too."""
+
+    class Picky(msgspec.Struct):
+        amount: int
+
+        def __post_init__(self) -> None:
+            if self.amount < 0:
+                raise raised
+
+    texts = [{"payload_text": f'{{"amount":{n}}}'} for n in (1, -1, 2)]
+
+    with pytest.raises(ProjectionError, match=type(raised).__name__) as error:
+        folded(counting(payload=Picky), *texts)
+
+    assert error.value.position == 2
 
 
 @pytest.mark.parametrize(

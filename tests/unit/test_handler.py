@@ -158,7 +158,20 @@ def test_what_is_no_text_is_no_key(value: object) -> None:
 def test_a_path_is_names_joined_by_dots(path: str) -> None:
     """A typo is refused before a record is read."""
     with pytest.raises(UsageError, match="not names joined by dots"):
-        split_path(path)
+        split_path("--key", path)
+
+
+@pytest.mark.parametrize(
+    ("path", "why"), [("a\0b", "NUL"), ("a.\udcff", "lone surrogate")]
+)
+def test_a_path_is_text_that_databases_keep(path: str, why: str) -> None:
+    """Bytes of a shell may be none; the option is named."""
+    for name in ("entity_id", "event_time", "event_type", "event_version"):
+        option = f"--{name.replace('_', '-')}"
+        with pytest.raises(UsageError, match=f"{option} contains a {why}"):
+            FieldHandler(FieldOptions(**{name: path}))
+    with pytest.raises(UsageError, match=f"--key contains a {why}"):
+        split_path("--key", path)
 
 
 def test_the_base_handler_decides_nothing() -> None:
