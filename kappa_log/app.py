@@ -39,6 +39,7 @@ from kappa_log.storage.builds import Build
 from kappa_log.storage.database import Database
 from kappa_log.storage.diff import Diff
 from kappa_log.storage.replays import ReplayRow
+from kappa_log.storage.rows import plain_rows
 from kappa_log.swap import Swap
 from kappa_log.verify import VerifyReport
 
@@ -497,7 +498,7 @@ class KappaLog:
         with self.database.read() as connection:
             found = self._build(connection, name, build)
             where = None if key is None else _key_columns(found, key)
-            yield from builds.plain_rows(
+            yield from plain_rows(
                 connection, self.database, found, where=where, limit=limit
             )
 
@@ -679,8 +680,6 @@ class KappaLog:
             on_step: Called as it goes on.
         """
         self._require()
-        for name in names:
-            self.projection(name)
         return verify.verify(
             self.database, self.registry, head=head, names=names, on_step=on_step
         )

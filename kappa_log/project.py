@@ -29,8 +29,9 @@ from kappa_log.errors import (
 from kappa_log.events import ORIGIN, Position
 from kappa_log.fold import Folding, Projection, Registry
 from kappa_log.storage import builds, log
-from kappa_log.storage.builds import Build, RowStore
+from kappa_log.storage.builds import Build
 from kappa_log.storage.database import ConstraintViolated, Database
+from kappa_log.storage.rows import RowStore
 from kappa_log.storage.views import point_view
 
 Clock = Callable[[], datetime]

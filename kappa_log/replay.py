@@ -36,6 +36,7 @@ from kappa_log.steps import ReplayReport, Steps, nothing_to_do
 from kappa_log.storage import builds, log, replays
 from kappa_log.storage.builds import Build, Mixed
 from kappa_log.storage.replays import ReplayRow
+from kappa_log.storage.rows import RowStore, copy_rows
 from kappa_log.swap import Swap, Swapper, catch_up
 
 
@@ -287,8 +288,8 @@ class Replayer:
             ),
             now,
         )
-        builds.copy_rows(connection, self._database, live, shadow)
-        builds.RowStore(self._database, shadow, fold).delete(connection, touched)
+        copy_rows(connection, self._database, live, shadow)
+        RowStore(self._database, shadow, fold).delete(connection, touched)
         return shadow
 
     def _run(self, row: ReplayRow, touched: set[Any] | None) -> ReplayReport:

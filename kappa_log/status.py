@@ -14,6 +14,7 @@ from kappa_log.fold import Registry
 from kappa_log.storage import builds, log
 from kappa_log.storage.builds import Build, Mixed
 from kappa_log.storage.database import Database
+from kappa_log.storage.rows import count_rows
 
 
 class HeadStatus(msgspec.Struct, frozen=True):
@@ -108,7 +109,7 @@ def build_status(
         version=build.version,
         role=build.role,
         cursor=build.cursor,
-        rows=builds.count_rows(connection, database, build),
+        rows=count_rows(connection, database, build),
         mixed=build.mixed,
         unkeyed=build.unkeyed,
         created_at=build.created_at,

@@ -27,6 +27,7 @@ from kappa_log.storage import builds, diff, replays
 from kappa_log.storage.builds import Build
 from kappa_log.storage.diff import Diff
 from kappa_log.storage.replays import ReplayRow
+from kappa_log.storage.rows import count_rows
 from kappa_log.swap import Swapper, catch_up
 
 COMPARE_ATTEMPTS = 5
@@ -241,7 +242,7 @@ class Steps:
     def _report(self, outcome: str, note: str | None = None) -> ReplayReport:
         with self._database.read() as connection:
             shadow = self._again(connection)
-            rows = builds.count_rows(connection, self._database, shadow)
+            rows = count_rows(connection, self._database, shadow)
         found = self._diff()
         seconds, events = self._progress["seconds"], self._progress["events"]
         keys = self._plan.keys if self._plan.keys is not None else rows

@@ -22,8 +22,9 @@ from kappa_log.fold import Folding, Projection, Registry
 from kappa_log.project import PAGE_EVENTS, reader_of, stale
 from kappa_log.records import Lane, checksum
 from kappa_log.storage import builds, log
-from kappa_log.storage.builds import Build, RowStore
+from kappa_log.storage.builds import Build
 from kappa_log.storage.database import Database
+from kappa_log.storage.rows import RowStore
 
 MAX_FINDINGS = 20
 """Findings are listed up to here; one is enough to know."""

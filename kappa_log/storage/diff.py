@@ -8,8 +8,9 @@ import msgspec
 import sqlalchemy as sa
 
 from kappa_log.events import Position
-from kappa_log.storage.builds import Build, count_rows, plain_rows, table_of
+from kappa_log.storage.builds import Build, table_of
 from kappa_log.storage.database import Database
+from kappa_log.storage.rows import count_rows, plain_rows
 
 EXAMPLES = 5
 """How many rows of each kind a diff shows."""
