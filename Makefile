@@ -16,7 +16,7 @@ demo: .venv/run ## Orders into a log, projections replayed and promoted, in a fo
 	$(BIN)/kappa-log demo $(DEMO_ARGS)
 
 test: .venv/dev ## All tests, on SQLite and on a real PostgreSQL, with coverage
-	$(BIN)/python -m pytest --cov --numprocesses=$(JOBS) $(TEST_ARGS)
+	$(BIN)/python -m pytest --cov --numprocesses=$(JOBS) --dist=worksteal $(TEST_ARGS)
 
 check: .venv/dev ## Format, lint, types, import directions, and the built wheel in an empty environment
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
