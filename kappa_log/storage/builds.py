@@ -141,9 +141,9 @@ def create(
             version=projection.version,
             role=new.role,
             cursor=new.cursor,
-            fingerprints=_to_text(projection.fingerprints),
-            layout=_to_text(layout),
-            mixed=None if new.mixed is None else _to_text(new.mixed),
+            fingerprints=to_text(projection.fingerprints),
+            layout=to_text(layout),
+            mixed=None if new.mixed is None else to_text(new.mixed),
             unkeyed=new.unkeyed,
             created_at=now,
             updated_at=now,
@@ -334,7 +334,7 @@ def set_fingerprints(
     connection.execute(
         table.update()
         .where(table.c.id == build.id)
-        .values(fingerprints=_to_text(prints), updated_at=now)
+        .values(fingerprints=to_text(prints), updated_at=now)
     )
 
 
@@ -378,7 +378,8 @@ def _table(
     )
 
 
-def _to_text(value: Any) -> str:
+def to_text(value: Any) -> str:
+    """Return a value as the JSON text that a column of ours keeps."""
     return msgspec.json.encode(value).decode()
 
 

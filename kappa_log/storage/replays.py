@@ -9,7 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from kappa_log.errors import NotFound
-from kappa_log.storage.builds import Build
+from kappa_log.storage.builds import Build, to_text
 from kappa_log.storage.database import Database
 from kappa_log.storage.diff import Diff
 
@@ -64,8 +64,8 @@ def start(
             projection=new.projection,
             build=new.build,
             phase=new.phase,
-            request=_to_text(new.request),
-            plan=_to_text(new.plan),
+            request=to_text(new.request),
+            plan=to_text(new.plan),
             progress="{}",
             reason=new.reason,
             created_at=now,
@@ -147,7 +147,7 @@ def update(
     """Change a replay's phase, outcome, plan or progress."""
     table = database.tables.replays
     stored = {
-        name: _to_text(value) if isinstance(value, dict) else value
+        name: to_text(value) if isinstance(value, dict) else value
         for name, value in changes.items()
     }
     result = connection.execute(
@@ -167,7 +167,7 @@ def write_audit(
             who=act.who,
             action=act.action,
             subject=act.subject,
-            detail=_to_text(act.detail),
+            detail=to_text(act.detail),
             reason=act.reason,
         )
     )
@@ -187,7 +187,3 @@ def _replay(row: Any) -> ReplayRow:
         created_at=row.created_at,
         updated_at=row.updated_at,
     )
-
-
-def _to_text(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
