@@ -11,23 +11,30 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
 from kappa_log import discovery, duplicates, ingest, project, verify
 from kappa_log.columns import Unsettled
-from kappa_log.config import Config, load_config
+from kappa_log.config import Config, ListenerConfig, load_config
 from kappa_log.cursor import spans
 from kappa_log.doctor import Check, examine
-from kappa_log.errors import NotFound, UsageError
+from kappa_log.errors import KappaLogError, NotFound, UsageError
 from kappa_log.events import Event, Position, from_micros
 from kappa_log.files import LineFile
 from kappa_log.fold import Projection, Registry
 from kappa_log.handler import FieldOptions
 from kappa_log.ingest import IngestProgress, IngestReport
 from kappa_log.keys import key_shape_of
-from kappa_log.listeners import Listener, field_listener, listener_for
+from kappa_log.listeners import (
+    Listener,
+    configured_listener,
+    field_listener,
+    listener_for,
+    section_for,
+    sections_named,
+)
 from kappa_log.plan import Context, ReplayPlan, ReplayRequest
 from kappa_log.project import OnProgress, ProjectReport
 from kappa_log.records import Lane
@@ -42,6 +49,11 @@ from kappa_log.storage.replays import ReplayRow
 from kappa_log.storage.rows import plain_rows
 from kappa_log.swap import Swap
 from kappa_log.verify import VerifyReport
+
+if TYPE_CHECKING:
+    from kappa_log.kafka.consume import ConsumeProgress, ConsumeReport
+    from kappa_log.kafka.lag import PartitionLag
+    from kappa_log.kafka.produce import ProduceProgress, ProduceReport
 
 POLL_SECONDS = 0.2
 """How often a follower looks for new events."""
@@ -197,6 +209,214 @@ class KappaLog:
             clock=self._clock,
             on_progress=on_progress,
         )
+
+    # --- Kafka --------------------------------------------------------------
+
+    def consume(
+        self,
+        listeners: Sequence[str] = (),
+        *,
+        stop: threading.Event | None = None,
+        until_end: bool = False,
+        accept_gap: bool = False,
+        on_notice: Callable[[str], None] = lambda _: None,
+        on_progress: Callable[[ConsumeProgress], None] = lambda _: None,
+    ) -> list[ConsumeReport]:
+        """Take the records of Kafka topics into the log, each once, as they come.
+
+        Args:
+            listeners: Ids of configured listeners; all if empty.
+            stop: Ends it when set, within five seconds.
+            until_end: End when all that is assigned is read to its end.
+            accept_gap: Go on where the broker deleted records before they were read.
+            on_notice: Called with what people should know: assignments, troubles.
+            on_progress: Called after each batch. Both from threads of the listeners.
+
+        Raises:
+            ConfigError: No such cluster, listener or handler is configured.
+            SourceGap: The broker deleted what would be read next.
+            SourceDiverged: A topic has other records than those that were read.
+            SourceError: The cluster cannot be used.
+            StorageError: The database refuses; what was committed is kept.
+        """
+        from kappa_log.kafka.consume import Consumption, Watch
+        from kappa_log.kafka.crew import work
+
+        sections = self._sections(listeners)
+        self._require()
+        watch = Watch(on_notice, on_progress)
+        crew = [
+            Consumption(
+                self.database,
+                self.config,
+                section,
+                configured_listener(section, self.config.folder),
+                clock=self._clock,
+                watch=watch,
+                until_end=until_end,
+                accept_gap=accept_gap,
+            )
+            for section in sections
+        ]
+        return work(crew, stop or threading.Event(), on_notice)
+
+    def run(
+        self,
+        listeners: Sequence[str] = (),
+        *,
+        stop: threading.Event | None = None,
+        accept_gap: bool = False,
+        on_notice: Callable[[str], None] = lambda _: None,
+        on_progress: Callable[[ConsumeProgress], None] = lambda _: None,
+    ) -> list[ConsumeReport]:
+        """Consume topics and keep live builds at the head, until told to stop.
+
+        A projection that fails is left where it is, and told; all else goes on.
+        Options as `consume`.
+        """
+        ending = stop or threading.Event()
+        news = threading.Event()
+
+        def committed(progress: ConsumeProgress) -> None:
+            news.set()
+            on_progress(progress)
+
+        done = threading.Event()
+        folding = threading.Thread(
+            target=self._keep_folding,
+            args=(done, news, on_notice),
+            name="project",
+            daemon=True,
+        )
+        self._require()
+        folding.start()
+        try:
+            return self.consume(
+                listeners,
+                stop=ending,
+                accept_gap=accept_gap,
+                on_notice=on_notice,
+                on_progress=committed,
+            )
+        finally:
+            done.set()
+            news.set()
+            folding.join(POLL_SECONDS + project.FLUSH_SECONDS)
+
+    def _keep_folding(
+        self,
+        done: threading.Event,
+        news: threading.Event,
+        on_notice: Callable[[str], None],
+    ) -> None:
+        """Fold what is new as soon as it is there; leave out what cannot be folded."""
+        names = list(self.registry.names)
+        told: set[str] = set()
+        while not done.is_set():
+            news.clear()
+            for name in list(names):
+                problem = self._fold(name)
+                if problem is not None and problem not in told:
+                    told.add(problem)
+                    on_notice(problem)
+            news.wait(POLL_SECONDS)
+
+    def _fold(self, name: str) -> str | None:
+        """Bring one live build to the head; return why it could not be."""
+        try:
+            (report,) = self.project([name])
+        except KappaLogError as error:
+            return str(error)
+        return report.waiting
+
+    def rewind(
+        self,
+        topic: str,
+        partition: int,
+        offset: int,
+        *,
+        group: str | None = None,
+        accept_gap: bool = False,
+    ) -> tuple[int, int]:
+        """Let a partition be read again from an offset on; the log keeps what it has.
+
+        What is kept already is recognised by its coordinates and kept once; what was
+        skipped is handed to the handler again.
+
+        Args:
+            topic: Name of the topic.
+            partition: Number of the partition.
+            offset: What is read next.
+            group: Group of the listener, if the topic has several.
+            accept_gap: Take the lowest offset there is if that one was deleted.
+
+        Returns:
+            The next offset before, and now.
+
+        Raises:
+            UsageError: Nobody reads the topic, or the offset was not reached yet.
+        """
+        from kappa_log.kafka.cluster import Cluster
+        from kappa_log.kafka.lanes import LaneKeeper
+
+        section = section_for(self.config, topic, group)
+        self._require()
+        keeper = LaneKeeper(
+            self.database,
+            Cluster(self.config),
+            section,
+            clock=self._clock,
+            accept_gap=accept_gap,
+        )
+        return keeper.rewind((topic, partition), offset)
+
+    def lag(self, listeners: Sequence[str] = ()) -> list[PartitionLag]:
+        """Return how far each partition is behind, in records and in seconds."""
+        from kappa_log.kafka.lag import lag
+
+        sections = self._sections(listeners)
+        self._require()
+        return [
+            found
+            for section in sections
+            for found in lag(self.database, self.config, section, self._clock())
+        ]
+
+    def produce(
+        self,
+        file: str | Path,
+        *,
+        topic: str,
+        key: str | None = None,
+        partitions: int | None = None,
+        on_progress: Callable[[ProduceProgress], None] | None = None,
+    ) -> ProduceReport:
+        """Produce a file's lines into a topic, in order.
+
+        Args:
+            file: JSON lines; ``.gz`` is decompressed, ``-`` is standard input.
+            topic: Where to.
+            key: Path of the field that becomes the key.
+            partitions: Make the topic with so many if it is not there.
+            on_progress: Called now and then.
+
+        Raises:
+            UsageError: No such topic, or a line without the key's field.
+            SourceError: The cluster refuses records.
+        """
+        from kappa_log.kafka.produce import produce
+
+        return produce(
+            self.config,
+            LineFile(file, "-" if str(file) == "-" else None),
+            topic,
+            key=key,
+            partitions=partitions,
+            on_progress=on_progress,
+        )
+
+    def _sections(self, listeners: Sequence[str]) -> list[ListenerConfig]:
+        return sections_named(self.config, listeners)
 
     def listener(self, topic: str, group: str | None = None) -> Listener:
         """Return the configured listener of a topic, or one that keeps all of it."""

@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -79,19 +79,47 @@ class BackoffConfig(_Section):
         return self
 
 
+Start = Literal["earliest", "latest"] | Annotated[int, Field(ge=0)]
+
+
 class ListenerConfig(_Section):
     """One handler on one topic, for one consumer group."""
 
     topic: str = Field(min_length=1)
+    """A topic, or with ``^`` in front a regular expression of topics."""
     group_id: str = Field(min_length=1)
     handler: str
     """``module:Class``, importable from the configuration's folder."""
+    start: Start | dict[int, Start] = "earliest"
+    """Where the very first run begins, for all partitions or by partition."""
     decoder: str = "json"
     dedupe: str = "payload"
     max_retries: int | None = Field(default=None, ge=0)
     """None retries for ever, in order."""
     backoff: BackoffConfig = BackoffConfig()
     park: Literal["key", "event"] = "key"
+
+    @field_validator("topic")
+    @classmethod
+    def _is_pattern(cls, topic: str) -> str:
+        if topic.startswith("^"):
+            try:
+                re.compile(topic)
+            except re.error as error:
+                msg = f"{topic!r} is no regular expression: {error}"
+                raise ValueError(msg) from None
+        return topic
+
+    @property
+    def id(self) -> str:
+        """What people call it by: group and topic."""
+        return f"{self.group_id}-{self.topic}"
+
+    def covers(self, topic: str) -> bool:
+        """Tell whether records of a topic are this listener's."""
+        if self.topic.startswith("^"):
+            return re.match(self.topic, topic) is not None
+        return self.topic == topic
 
 
 class ProjectionsConfig(_Section):
@@ -102,7 +130,7 @@ class ProjectionsConfig(_Section):
 
 
 class IngestConfig(_Section):
-    """How files become events."""
+    """How records become events."""
 
     batch_size: int = Field(default=2000, ge=1, le=100_000)
     """Records a transaction; bounds what is in memory and what a kill costs."""

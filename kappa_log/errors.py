@@ -11,10 +11,12 @@
     ├── ProjectionError          a fold raised or returned what no column holds
     ├── StaleCode                a build's code is not the registered code
     ├── SourceError              a source of records cannot be read
-    │   └── SourceDiverged       it was read before and is now something else
+    │   ├── SourceDiverged       it was read before and is now something else
+    │   └── SourceGap            records were deleted before they were read
     ├── VerificationError        the log or a view is not what it should be
     └── StorageError             the database refused; the driver's error is the cause
         ├── DatabaseBusy         locked by another process; try later
+        ├── DatabaseUnavailable  away, or out of disk; it may come back
         ├── SchemaOutOfDate      empty, behind or ahead of this version
         ├── Fenced               another writer owns these offsets now
         ├── CursorConflict       another runner moved the cursor first
@@ -168,18 +170,50 @@ class SourceDiverged(SourceError):
     retryable = False
 
 
+class SourceGap(SourceError):
+    """A topic's records were deleted before they were read; nothing was passed over.
+
+    Attributes:
+        topic: Name of the topic.
+        partition: Which of its partitions.
+        wanted: The offset to be read next.
+        available: The lowest offset that is still there.
+    """
+
+    retryable = False
+
+    def __init__(self, topic: str, partition: int, wanted: int, available: int) -> None:
+        """Name the span that is lost, and the way to go on without it."""
+        self.topic = topic
+        self.partition = partition
+        self.wanted = wanted
+        self.available = available
+        super().__init__(
+            f"{topic} partition {partition}: offsets {wanted} to {available - 1} were "
+            f"deleted by the broker before they were read; the next one there is "
+            f"{available}. Nothing was passed over; to go on without them, run: "
+            "kappa-log consume --accept-gap"
+        )
+
+
 class VerificationError(KappaLogError):
     """The log, its ledger or a view is not what it should be."""
 
 
 class StorageError(KappaLogError):
-    """The database refused or is gone; the driver's error is the cause."""
-
-    retryable = True
+    """The database refused; the driver's error is the cause."""
 
 
 class DatabaseBusy(StorageError):
     """Another process holds the database; nothing was changed."""
+
+    retryable = True
+
+
+class DatabaseUnavailable(StorageError):
+    """The database is away or its disk is full; what was committed is kept."""
+
+    retryable = True
 
 
 class SchemaOutOfDate(StorageError):
@@ -189,8 +223,6 @@ class SchemaOutOfDate(StorageError):
         found: Revision in the database; None when it has no tables of ours.
         wanted: Newest revision that this version knows.
     """
-
-    retryable = False
 
     def __init__(self, found: str | None, wanted: str, message: str) -> None:
         """Keep both revisions beside the message."""
@@ -202,15 +234,17 @@ class SchemaOutOfDate(StorageError):
 class Fenced(StorageError):
     """Another writer owns these offsets now; this batch was rolled back."""
 
-    retryable = False
-
 
 class CursorConflict(StorageError):
     """Another runner moved the cursor first; nothing of this batch was kept."""
 
+    retryable = True
+
 
 class AlreadyRunning(StorageError):
     """The lock is held by a living process; nothing was changed."""
+
+    retryable = True
 
 
 def message_of(error: BaseException) -> str:

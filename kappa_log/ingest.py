@@ -104,6 +104,21 @@ class Decided(msgspec.Struct):
     """With the position repeated, or minus the index among the batch's acked."""
     failed: list[Failed] = []
     skipped: int = 0
+    seen_before: Counts = msgspec.field(default_factory=Counts)
+    """Of a second pass: records whose coordinates are kept already, with the same
+    bytes. They are counted, and nothing is kept twice."""
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the portion's records."""
+        counts = Counts(
+            acked=len(self.acked),
+            skipped=self.skipped,
+            duplicate=len(self.duplicates),
+            failed=len(self.failed),
+        )
+        counts.add(self.seen_before)
+        return counts
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -203,7 +218,7 @@ def ingest_file(  # noqa: PLR0913 - each is a part of one run, by its name
             done = ingest_batch(database, [portion], clock)
             lines += chunk.next_offset - held.next_offset
             blank += chunk.blank
-            held = msgspec.structs.replace(held, next_offset=chunk.next_offset)
+            held = held.moved(chunk.next_offset)
             counts.add(done.counts)
             if first_position is None:
                 first_position = done.first_position
@@ -299,17 +314,62 @@ def decide(database: Database, portions: Sequence[Portion]) -> list[Decided]:
     A record that is known is not handed to its handler: known is what the log has,
     or what an earlier record of this batch will be.
     """
+    portions, seen_before = _without_known_coordinates(database, portions)
     prepared = [_prepare(portion) for portion in portions]
     ids = [i for found in prepared for _, i, _ in found if i is not None]
     with database.read() as connection:
         known = log.known(connection, database, ids)
     decided: list[Decided] = []
     acked = 0
-    for portion, found in zip(portions, prepared, strict=True):
+    for portion, found, again in zip(portions, prepared, seen_before, strict=True):
         result = _decide_portion(portion, found, known, acked)
+        result.seen_before = again
         acked += len(result.acked)
         decided.append(result)
     return decided
+
+
+def _without_known_coordinates(
+    database: Database, portions: Sequence[Portion]
+) -> tuple[list[Portion], list[Counts]]:
+    """Take out what is kept already under the very coordinates: a second pass.
+
+    Raises:
+        SourceDiverged: The log holds other bytes under a record's coordinates.
+    """
+    left: list[Portion] = []
+    seen: list[Counts] = []
+    for portion in portions:
+        counts = Counts()
+        if portion.held.reads_again and portion.records:
+            span = range(portion.records[0].offset, portion.to_offset)
+            source = portion.held.source_id
+            with database.read() as connection:
+                kept = log.kept_at(connection, database, portion.lane, source, span)
+            portion = _unseen(portion, kept, counts)  # noqa: PLW2901
+        left.append(portion)
+        seen.append(counts)
+    return left, seen
+
+
+def _unseen(portion: Portion, kept: dict[int, log.Kept], counts: Counts) -> Portion:
+    """Return a portion with the records that are not kept yet; count the others."""
+    unseen: list[Record] = []
+    for record in portion.records:
+        known = kept.get(record.offset)
+        if known is None:
+            unseen.append(record)
+            continue
+        if known.checksum != checksum(record.value):
+            lane = portion.lane
+            msg = (
+                f"{lane.topic} partition {lane.partition}, offset {record.offset}: "
+                "there are other bytes now than those that became "
+                f"{known.what}; this batch was rolled back and nothing of it was kept"
+            )
+            raise SourceDiverged(msg)
+        setattr(counts, known.counted, getattr(counts, known.counted) + 1)
+    return msgspec.structs.replace(portion, records=unseen)
 
 
 def _decide_portion(
@@ -473,11 +533,7 @@ def _commit(
     total = Counts()
     with database.write() as connection:
         for portion in portions:
-            reached = msgspec.structs.replace(
-                portion.held,
-                next_offset=portion.to_offset,
-                content_digest=portion.content_digest,
-            )
+            reached = portion.held.moved(portion.to_offset, portion.content_digest)
             ledger.advance(
                 connection, database, portion.lane, portion.held, reached, now
             )
@@ -495,12 +551,7 @@ def _commit(
         for portion, result, (positions, digest) in zip(
             portions, decided, writer.ranges, strict=True
         ):
-            counts = Counts(
-                acked=len(result.acked),
-                skipped=result.skipped,
-                duplicate=len(result.duplicates),
-                failed=len(result.failed),
-            )
+            counts = result.counts
             total.add(counts)
             ledger.write_checkpoint(
                 connection,

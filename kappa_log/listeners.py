@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from kappa_log.codec import Decoder, decoder_named
 from kappa_log.config import Config, ListenerConfig
-from kappa_log.errors import UsageError
+from kappa_log.errors import ConfigError, UsageError
 from kappa_log.handler import (
     FieldHandler,
     FieldOptions,
@@ -57,30 +58,68 @@ def listener_for(
     check_option("topic", topic)
     check_option("group", group)
     check_option("dedupe", dedupe)
-    of_topic = [found for found in config.listeners if found.topic == topic]
-    configured = [found for found in of_topic if group in (None, found.group_id)]
-    if not of_topic:
+    if not any(found.covers(topic) for found in config.listeners):
         chosen = fields or FieldOptions()
         listener = field_listener(
             topic, group or DEFAULT_GROUP, chosen, dedupe or "payload"
         )
         return listener, msgspec.json.encode(chosen).decode()
-    if len(configured) != 1:
-        # None may be a typo: then nobody's handler would decide, and nobody notice.
-        groups = ", ".join(found.group_id for found in of_topic)
-        none = "" if configured else f", none for {group!r}"
-        msg = (
-            f"topic '{topic}' has listeners for the groups {groups}{none}; "
-            "pick one by --group"
-        )
-        raise UsageError(msg)
+    section = section_for(config, topic, group)
     if dedupe is not None or (fields or FieldOptions()) != FieldOptions():
         msg = (
             f"topic '{topic}' has a listener, whose handler says entity, time, type "
             "and key; leave the field options and --dedupe out"
         )
         raise UsageError(msg)
-    return _configured(configured[0], config.folder), None
+    return configured_listener(section, config.folder), None
+
+
+def section_for(config: Config, topic: str, group: str | None) -> ListenerConfig:
+    """Return the one listener that is configured for a topic and group.
+
+    Raises:
+        UsageError: There is none, or several.
+    """
+    of_topic = [found for found in config.listeners if found.covers(topic)]
+    if not of_topic:
+        msg = f"topic '{topic}' has no listener in kappa_log.toml"
+        raise UsageError(msg)
+    configured = [found for found in of_topic if group in (None, found.group_id)]
+    if len(configured) == 1:
+        return configured[0]
+    # None may be a typo: then nobody's handler would decide, and nobody notice.
+    groups = ", ".join(found.group_id for found in of_topic)
+    none = "" if configured else f", none for {group!r}"
+    msg = (
+        f"topic '{topic}' has listeners for the groups {groups}{none}; "
+        "pick one by --group"
+    )
+    raise UsageError(msg)
+
+
+def sections_named(config: Config, ids: Sequence[str]) -> list[ListenerConfig]:
+    """Return the configured listeners with these ids; all of them if none is given.
+
+    Raises:
+        UsageError: There is no such listener, or none at all.
+        ConfigError: Two listeners of one group read the same topic.
+    """
+    if not config.listeners:
+        msg = (
+            "no listener is configured: add [[listeners]] with topic, group_id and "
+            "handler to kappa_log.toml"
+        )
+        raise UsageError(msg)
+    known = {found.id: found for found in config.listeners}
+    if len(known) < len(config.listeners):
+        twice = [i for i in known if sum(c.id == i for c in config.listeners) > 1]
+        msg = f"two listeners are {twice[0]}: one topic of a group has one listener"
+        raise ConfigError(msg)
+    for wanted in ids:
+        if wanted not in known:
+            msg = f"there is no listener '{wanted}'; there are: {', '.join(known)}"
+            raise UsageError(msg)
+    return [known[wanted] for wanted in ids or known]
 
 
 def field_listener(
@@ -98,12 +137,17 @@ def field_listener(
     )
 
 
-def _configured(found: ListenerConfig, folder: Path) -> Listener:
+def configured_listener(found: ListenerConfig, folder: Path) -> Listener:
+    """Return the listener that a section of the configuration declares.
+
+    Raises:
+        ConfigError: Its handler, decoder or dedupe mode is not there.
+    """
     forget_strangers(found.handler.partition(":")[0].partition(".")[0], folder)
     with importing_from(folder):
         handler = load_handler(found.handler)
     return Listener(
-        id=f"{found.group_id}-{found.topic}",
+        id=found.id,
         topic=found.topic,
         group_id=found.group_id,
         handler=handler,

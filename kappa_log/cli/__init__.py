@@ -27,7 +27,16 @@ import click
 from typing_extensions import override
 
 from kappa_log import errors
-from kappa_log.cli import db, log, output, projections, reading, replay, start
+from kappa_log.cli import (
+    db,
+    kafka,
+    log,
+    output,
+    projections,
+    reading,
+    replay,
+    start,
+)
 from kappa_log.cli.params import Commands, Options
 
 EXIT_CODES: Mapping[type[errors.KappaLogError], int] = {
@@ -40,9 +49,11 @@ EXIT_CODES: Mapping[type[errors.KappaLogError], int] = {
     errors.DecodeError: 65,
     errors.SourceError: 69,
     errors.SourceDiverged: 65,
+    errors.SourceGap: 69,
     errors.VerificationError: 4,
     errors.StorageError: 69,
     errors.DatabaseBusy: 75,
+    errors.DatabaseUnavailable: 69,
     errors.AlreadyRunning: 75,
     errors.Fenced: 75,
     errors.CursorConflict: 75,
@@ -90,6 +101,10 @@ for _command in (
     start.config,
     db.db,
     log.ingest,
+    kafka.consume,
+    kafka.run,
+    kafka.lag,
+    kafka.produce,
     reading.events,
     reading.duplicates,
     reading.failures,

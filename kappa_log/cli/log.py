@@ -14,6 +14,7 @@ from kappa_log.cli.params import DEDUPE, DIGEST, json_option, pass_app
 if TYPE_CHECKING:
     from kappa_log.app import KappaLog
     from kappa_log.ingest import IngestProgress, IngestReport
+    from kappa_log.storage.ledger import Counts
     from kappa_log.verify import VerifyReport
 
 NEW_FAILURES = 3
@@ -117,7 +118,7 @@ def _print_report(report: IngestReport) -> None:
         )
         if report.resumed_at:
             output.line(f"  resumed at line {report.resumed_at + 1:,}")
-        output.line(f"  {_counted(report)}")
+        output.line(f"  {counted(report.counts, blank=report.blank)}")
         if report.first_position is not None:
             output.line(
                 f"  positions {report.first_position:,} to {report.last_position:,}"
@@ -128,15 +129,15 @@ def _print_report(report: IngestReport) -> None:
         )
 
 
-def _counted(report: IngestReport) -> str:
-    counts = report.counts
+def counted(counts: Counts, blank: int = 0) -> str:
+    """Return what became of records, in one line."""
     parts = {
         "kept": counts.acked,
         "skipped": counts.skipped,
         "duplicate": counts.duplicate,
         "failed": counts.failed,
     }
-    more = {"parked": counts.parked, "blank": report.blank}
+    more = {"parked": counts.parked, "blank": blank}
     shown = parts | {name: count for name, count in more.items() if count}
     return "   ".join(f"{name} {count:,}" for name, count in shown.items())
 

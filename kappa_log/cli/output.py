@@ -130,6 +130,18 @@ def say(message: str) -> None:
     click.echo(_wrapped(safe_lines(message)), err=True)
 
 
+def is_terminal() -> bool:
+    """Tell whether people watch what is told."""
+    return sys.stderr.isatty()
+
+
+def redraw(text: str) -> None:
+    """Write one line over the last one that was drawn, on a terminal."""
+    room = shutil.get_terminal_size().columns - 1
+    sys.stderr.write(f"\r\x1b[2K{safe(text)[:room]}")
+    sys.stderr.flush()
+
+
 def next_steps(*commands: str) -> None:
     """Teach what to type next."""
     say("\n".join(["Next:", *(f"  {command}" for command in commands)]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 import signal
 import sys
@@ -280,10 +281,16 @@ class Stop(threading.Event):
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Turn Ctrl-C and SIGTERM into a request to stop after the batch at hand."""
+    """Turn Ctrl-C and SIGTERM into a request to stop after the batch at hand.
+
+    Who asks a second time does not want to wait: the process ends on the spot, and
+    what is not committed rolls back.
+    """
     stop = Stop()
 
     def ask(number: int, _: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(130)
         stop.exit_code = 130 if number == signal.SIGINT else 0
         stop.set()
 

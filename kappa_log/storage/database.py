@@ -15,6 +15,7 @@ from kappa_log.errors import (
     AlreadyRunning,
     ConfigError,
     DatabaseBusy,
+    DatabaseUnavailable,
     StorageError,
 )
 from kappa_log.storage.schema import Tables
@@ -28,8 +29,6 @@ MAX_PREFIX = 10
 
 class DatabaseMissing(StorageError):
     """The server has no database of that name; nothing was changed."""
-
-    retryable = False
 
 
 class ConstraintViolated(StorageError):
@@ -193,7 +192,7 @@ _TRANSLATIONS: tuple[
     (
         ("53100",),
         ("disk is full",),
-        StorageError,
+        DatabaseUnavailable,
         (
             "the disk of {database} is full ({text}); nothing of this transaction was "
             "kept; free some space and run the command again"
@@ -208,7 +207,7 @@ _TRANSLATIONS: tuple[
     (
         ("57P01", "57P02", "57P03", "08000", "08003", "08006"),
         ("connection", "unable to open", "disk i/o error", "readonly database"),
-        StorageError,
+        DatabaseUnavailable,
         (
             "the database {database} cannot be used: {text}. What was committed is "
             "kept; run the command again when it is back"

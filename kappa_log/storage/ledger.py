@@ -28,6 +28,24 @@ class Assignment(msgspec.Struct, frozen=True):
     content_digest: bytes | None
     """For a file: digest of what was read up to next_offset."""
     is_new: bool
+    reached: int = 0
+    """Highest offset that next_offset ever was; it is less after a rewind."""
+
+    @property
+    def reads_again(self) -> bool:
+        """Tell whether what comes next was read before."""
+        return self.next_offset < self.reached
+
+    def moved(self, next_offset: int, digest: bytes | None = None) -> Assignment:
+        """Return it with another next offset."""
+        return Assignment(
+            self.source_id,
+            self.epoch,
+            next_offset,
+            digest,
+            self.is_new,
+            max(self.reached, next_offset),
+        )
 
 
 class Counts(msgspec.Struct):
@@ -116,20 +134,79 @@ def assign(
         topic=lane.topic,
         partition=lane.partition,
         next_offset=start,
+        reached=start,
         epoch=1,
         dedupe=reader.dedupe,
         fields=reader.fields,
         updated_at=now,
     )
     if is_new:
-        return Assignment(identifier, 1, start, None, True)
+        return Assignment(identifier, 1, start, None, True, start)
     row = connection.execute(sa.select(table).where(where).with_for_update()).one()
     _check_options(row, lane, reader)
     connection.execute(
         table.update().where(where).values(epoch=row.epoch + 1, updated_at=now)
     )
+    return _assignment(row, row.epoch + 1)
+
+
+def _assignment(row: Any, epoch: int) -> Assignment:
     digest = None if row.content_digest is None else bytes(row.content_digest)
-    return Assignment(identifier, row.epoch + 1, row.next_offset, digest, False)
+    return Assignment(row.source_id, epoch, row.next_offset, digest, False, row.reached)
+
+
+def begin(
+    connection: sa.Connection,
+    database: Database,
+    lane: Lane,
+    reader: Reader,
+    now: datetime,
+    *,
+    start: int,
+) -> None:
+    """Keep where a lane is to be begun, for whoever takes it; known lanes stay."""
+    _insert_if_new(
+        connection,
+        database.tables.offsets,
+        source_id=source_id(connection, database, lane.source, now),
+        group_id=lane.group_id,
+        topic=lane.topic,
+        partition=lane.partition,
+        next_offset=start,
+        reached=start,
+        epoch=0,
+        dedupe=reader.dedupe,
+        fields=reader.fields,
+        updated_at=now,
+    )
+
+
+def known_lanes(
+    connection: sa.Connection, database: Database, kind: str, group: str
+) -> set[Lane]:
+    """Return a group's lanes of sources whose names begin with ``kind``."""
+    table, sources = database.tables.offsets, database.tables.sources
+    query = (
+        sa.select(sources.c.name, table.c.topic, table.c.partition)
+        .join_from(table, sources)
+        .where(table.c.group_id == group, sources.c.name.startswith(kind))
+    )
+    return {
+        Lane(name, topic, group, partition)
+        for name, topic, partition in connection.execute(query)
+    }
+
+
+def reread(
+    connection: sa.Connection, database: Database, lane: Lane, held: Assignment
+) -> Assignment | None:
+    """Return a lane that is held as it is now; None if somebody else took it."""
+    table = database.tables.offsets
+    query = sa.select(table).where(
+        _is_lane(table, lane, held.source_id), table.c.epoch == held.epoch
+    )
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _assignment(row, held.epoch)
 
 
 def peek(
@@ -173,6 +250,7 @@ def advance(
         )
         .values(
             next_offset=reached.next_offset,
+            reached=reached.reached,
             content_digest=reached.content_digest,
             updated_at=now,
         )
@@ -184,6 +262,44 @@ def advance(
             "is kept"
         )
         raise Fenced(msg)
+
+
+def move(
+    connection: sa.Connection,
+    database: Database,
+    lane: Lane,
+    held: Assignment,
+    to_offset: int,
+    now: datetime,
+) -> Assignment:
+    """Move a lane's offset over no records: back, or forth over a gap.
+
+    Returns:
+        The lane as it is held now. The ledger has a row about it: of kind ``gap``
+        over the offsets passed, or of kind ``rewind`` at the offset gone back to.
+
+    Raises:
+        Fenced: The lane is no longer ours; the transaction must roll back.
+    """
+    moved = held.moved(to_offset)
+    advance(connection, database, lane, held, moved, now)
+    is_gap = to_offset >= held.next_offset
+    write_checkpoint(
+        connection,
+        database,
+        lane,
+        Checkpoint(
+            kind="gap" if is_gap else "rewind",
+            source_id=held.source_id,
+            from_offset=held.next_offset if is_gap else to_offset,
+            to_offset=to_offset,
+            counts=Counts(),
+            positions=None,
+            head=None,
+            recorded_at=now,
+        ),
+    )
+    return moved
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from kappa_log.errors import StorageError
 from kappa_log.events import EventPage, Position, from_micros, to_micros
-from kappa_log.records import decode_headers
+from kappa_log.records import Lane, decode_headers
 from kappa_log.storage.bulk import insert_rows
 from kappa_log.storage.database import Database, driver_connection
 
@@ -128,6 +128,69 @@ def known(
 
 
 _MAX_VARIABLES = 10_000
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What is kept of a record under its coordinates."""
+
+    what: str
+    checksum: str | None
+    counted: str
+    """How a second pass counts it; see `ledger.Counts`."""
+
+
+def kept_at(
+    connection: sa.Connection,
+    database: Database,
+    lane: Lane,
+    source: int,
+    span: range,
+) -> dict[int, Kept]:
+    """Return offset → what is kept of the records at a span of a lane's offsets."""
+    tables = database.tables
+    events, duplicates, failures = tables.events, tables.duplicates, tables.failures
+
+    def of(table: sa.Table, *columns: Any) -> sa.Select[Any]:
+        where = (
+            table.c.source_id == source,
+            table.c.group_id == lane.group_id,
+            table.c.topic == lane.topic,
+            table.c.partition == lane.partition,
+            table.c.offset.between(span.start, span.stop - 1),
+        )
+        return sa.select(table.c.offset, *columns).where(*where)
+
+    repeated = duplicates.join(events, events.c.position == duplicates.c.repeats)
+    parked = sa.case((failures.c.parked > 0, "parked"), else_="failed")
+    rows = connection.execute(
+        sa.union_all(
+            of(
+                failures,
+                sa.literal("failure"),
+                failures.c.id,
+                failures.c.checksum,
+                parked,
+            ),
+            of(
+                duplicates,
+                sa.literal("duplicate"),
+                duplicates.c.id,
+                events.c.checksum,
+                sa.literal("duplicate"),
+            ).select_from(repeated),
+            of(
+                events,
+                sa.literal("event"),
+                events.c.position,
+                events.c.checksum,
+                sa.literal("duplicate"),
+            ),
+        )
+    )
+    return {
+        offset: Kept(f"{noun} {number}", checksum, counted)
+        for offset, noun, number, checksum, counted in rows
+    }
 
 
 class LogReader:

@@ -112,6 +112,7 @@ class Tables:
             sa.Column("topic", sa.Text, nullable=False),
             sa.Column("partition", Big, nullable=False),
             sa.Column("next_offset", Big, nullable=False),
+            sa.Column("reached", Big, nullable=False),
             sa.Column("epoch", Big, nullable=False),
             sa.Column("content_digest", Bytes),
             sa.Column("dedupe", sa.Text, nullable=False),

@@ -291,6 +291,7 @@ def upgrade() -> None:
         sa.Column("topic", sa.Text(), nullable=False),
         sa.Column("partition", BIG, nullable=False),
         sa.Column("next_offset", BIG, nullable=False),
+        sa.Column("reached", BIG, nullable=False),
         sa.Column("epoch", BIG, nullable=False),
         sa.Column("content_digest", sa.LargeBinary(), nullable=True),
         sa.Column("dedupe", sa.Text(), nullable=False),
