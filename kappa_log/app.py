@@ -239,7 +239,7 @@ class KappaLog:
             SourceError: The cluster cannot be used.
             StorageError: The database refuses; what was committed is kept.
         """
-        from kappa_log.kafka.consume import Consumption, Watch
+        from kappa_log.kafka.consume import Consumption, Options, Watch
         from kappa_log.kafka.crew import work
 
         sections = self._sections(listeners)
@@ -249,12 +249,11 @@ class KappaLog:
             Consumption(
                 self.database,
                 self.config,
-                section,
                 configured_listener(section, self.config.folder),
+                section,
                 clock=self._clock,
+                options=Options(until_end, accept_gap),
                 watch=watch,
-                until_end=until_end,
-                accept_gap=accept_gap,
             )
             for section in sections
         ]

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kappa_log.errors import KappaLogError
+from kappa_log.listeners import configured_listener
 from kappa_log.storage.database import sqlite_module
 
 if TYPE_CHECKING:
     from kappa_log.app import KappaLog
+    from kappa_log.config import Config
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -66,15 +68,46 @@ def examine(app: KappaLog) -> Iterator[Check]:
         ", ".join(names) or "none",
         None if names else "kappa-log init",
     )
-    for listener in app.config.listeners:
-        try:
-            app.listener(listener.topic, listener.group_id)
-        except KappaLogError as error:
-            yield Check(f"listener {listener.topic}", ok=False, detail=str(error))
-        else:
-            yield Check(f"listener {listener.topic}", ok=True, detail=listener.handler)
+    yield from _listener_checks(app)
     if state.verdict == "current":
         yield from _state_checks(app)
+
+
+def _listener_checks(app: KappaLog) -> Iterator[Check]:
+    config = app.config
+    for listener in config.listeners:
+        try:
+            configured_listener(listener, config.folder)
+        except KappaLogError as error:
+            yield Check(f"listener {listener.id}", ok=False, detail=str(error))
+        else:
+            yield Check(f"listener {listener.id}", ok=True, detail=listener.handler)
+    if config.kafka:
+        yield from _cluster_checks(config)
+
+
+def _cluster_checks(config: Config) -> Iterator[Check]:
+    from kappa_log.kafka.cluster import Cluster
+
+    try:
+        cluster = Cluster(config)
+        yield Check("kafka", ok=True, detail=f"{cluster.label}, id {cluster.id}")
+    except KappaLogError as error:
+        remedy = "see [kafka] in kappa_log.toml"
+        yield Check("kafka", ok=False, detail=str(error), remedy=remedy)
+        return
+    for listener in config.listeners:
+        try:
+            found = cluster.topics_of(listener)
+        except KappaLogError as error:
+            yield Check(f"topic {listener.topic}", ok=False, detail=str(error))
+            continue
+        partitions = sum(len(topic.partitions) for topic in found.values())
+        yield Check(
+            f"topic {listener.topic}",
+            ok=True,
+            detail=f"{len(found)} topics, {partitions} partitions",
+        )
 
 
 def _state_checks(app: KappaLog) -> Iterator[Check]:

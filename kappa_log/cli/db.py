@@ -37,7 +37,10 @@ def create(app: KappaLog, /, *, dry_run: bool) -> None:
         output.line(
             f"{_would(dry_run)}create  {state.database}, revision {state.wanted}"
         )
-        output.next_steps("kappa-log ingest FILE --topic TOPIC")
+        output.next_steps(
+            *(["kappa-log run"] if app.config.listeners else []),
+            "kappa-log ingest FILE --topic TOPIC",
+        )
     else:
         output.line(f"exists  {state.database}, revision {state.found}")
         _advise(state)

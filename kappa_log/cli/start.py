@@ -34,6 +34,10 @@ modules = ["projections"]           # packages, modules or folders
 # [ingest]
 # batch_size = 2000                 # records a transaction
 
+# Handed to librdkafka as it stands, for `kappa-log consume` and `run`.
+# [kafka]
+# "bootstrap.servers" = "localhost:9092"
+
 # A handler decides about each record of a topic. Without one, the options of
 # `kappa-log ingest` say which fields an event is made of.
 # [[listeners]]
@@ -41,6 +45,7 @@ modules = ["projections"]           # packages, modules or folders
 # group_id = "billing"
 # handler = "handlers:OrdersHandler"
 # dedupe = "payload"                # offset, key+payload, header:NAME
+# start = "earliest"                # latest, or an offset: of the very first run
 """
 
 

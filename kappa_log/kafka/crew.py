@@ -20,7 +20,7 @@ class _Member:
     """One listener at work."""
 
     def __init__(self, consumption: Consumption, stop: threading.Event) -> None:
-        self.id = consumption.section.id
+        self.id = consumption.id
         self.report: ConsumeReport | None = None
         self.error: BaseException | None = None
 

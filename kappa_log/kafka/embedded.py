@@ -11,11 +11,14 @@ from typing import Self
 
 from confluent_kafka import Producer
 
+PARTITIONS = 4
+"""Of each topic; librdkafka lets nobody choose another number."""
+
 
 class EmbeddedBroker:
     """A Kafka broker inside this process; topics come to be when they are used."""
 
-    def __init__(self, partitions: int = 4) -> None:
+    def __init__(self) -> None:
         """Start it on a free port of the loopback interface."""
         self._host: Producer | None = Producer(
             {
@@ -25,7 +28,6 @@ class EmbeddedBroker:
                 "log_level": 2,
             }
         )
-        self.partitions = partitions
 
     @property
     def bootstrap(self) -> str:

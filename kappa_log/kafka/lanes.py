@@ -147,11 +147,11 @@ class LaneKeeper:
             SourceGap: The broker does not have the offset any more.
         """
         topics = self._cluster.topics([at[0]])
-        span = self._cluster.spans([at]).get(at)
-        if at[0] not in topics or span is None:
+        if at not in _partitions(topics):
             where = f"partition {at[1]} of topic '{at[0]}'"
             msg = f"{self._cluster.label} has no {where}; nothing was changed"
             raise UsageError(msg)
+        span = self._cluster.spans([at])[at]
         lane = self._lane(topics[at[0]], at[1])
         with self._database.write() as connection:
             row = ledger.peek(connection, self._database, lane)

@@ -71,7 +71,7 @@ def produce(
     started = time.perf_counter()
     path = split_path("--key", key)
     _require_topic(Cluster(config), topic, partitions)
-    sink = _Sink(config, topic)
+    sink = Sink(config, topic)
     blank = 0
     for chunk in file.chunks(0, None, CHUNK):
         blank += chunk.blank
@@ -120,7 +120,7 @@ def _key(value: bytes | None, path: tuple[str, ...]) -> bytes | None:
 _JSON = decoder_named("json")
 
 
-class _Sink:
+class Sink:
     """A topic that records go into; what is refused stops all."""
 
     def __init__(self, config: Config, topic: str) -> None:
@@ -132,6 +132,7 @@ class _Sink:
         self._producer: Producer = client.producer(config, self._note)
 
     def send(self, value: bytes | None, key: bytes | None) -> None:
+        """Hand a record over; it is acknowledged later."""
         while True:
             self._check()
             try:

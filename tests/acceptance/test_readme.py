@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from support.kafka_broker import RealBroker
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"<!-- run: (\w+) -->\n```sh\n(.*?)```", re.DOTALL)
 
 
-def _run(name: str, folder: Path, url: str) -> subprocess.CompletedProcess[str]:
+def _run(
+    name: str, folder: Path, url: str, bootstrap: str = "localhost:9"
+) -> subprocess.CompletedProcess[str]:
     """Run the README's blocks of one name in one shell, stopping at an error."""
     commands = folder / "bin"
     commands.mkdir()
@@ -34,6 +38,7 @@ def _run(name: str, folder: Path, url: str) -> subprocess.CompletedProcess[str]:
             "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": path,
             "KAPPA_LOG__DATABASE__URL": url,
+            "KAPPA_LOG__KAFKA__BOOTSTRAP_SERVERS": bootstrap,
         },
         capture_output=True,
         text=True,
@@ -48,6 +53,16 @@ def test_the_commands_of_the_readme_work(
 ) -> None:
     """Whoever follows the README, on either database, meets no error."""
     done = _run(name, tmp_path, database_url)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_commands_for_a_cluster_work(
+    database_url: str, kafka_broker: RealBroker, tmp_path: Path
+) -> None:
+    """Whoever has a cluster, and follows the README, meets no error."""
+    done = _run("kafka", tmp_path, database_url, kafka_broker.bootstrap)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -1,0 +1,60 @@
+"""Trouble that may pass: waited out with growing pauses, told, and not repeated."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+from kappa_log.errors import KappaLogError
+
+FIRST_WAIT = 0.1
+"""Seconds until the first new try; each later one waits twice as long."""
+
+LONGEST_WAIT = 5.0
+
+SAY_AGAIN_SECONDS = 60.0
+"""How long the same words are not repeated."""
+
+
+class Trouble:
+    """What is wrong just now, and when to try again."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._told: dict[str, float] = {}
+        self._wait = FIRST_WAIT
+        self._until = 0.0
+        self._is_on = False
+
+    @property
+    def is_waiting(self) -> bool:
+        """Tell whether it is too early to try again."""
+        return time.monotonic() < self._until
+
+    def came(self, error: KappaLogError) -> None:
+        """Note an error; the next try waits longer than the last."""
+        self._is_on = True
+        self.say(f"{error}; trying again")
+        # Jitter: processes that lost one database do not come back all at once.
+        self.wait(random.uniform(self._wait / 2, self._wait))  # noqa: S311
+        self._wait = min(2 * self._wait, LONGEST_WAIT)
+
+    def wait(self, seconds: float) -> None:
+        """Let nothing be tried for a while."""
+        self._until = time.monotonic() + seconds
+
+    def is_over(self) -> None:
+        """Note that it works again."""
+        if self._is_on:
+            self._tell("works again; going on")
+            self._told.clear()
+        self._is_on = False
+        self._wait = FIRST_WAIT
+
+    def say(self, message: str) -> None:
+        """Tell what happens, and not the same again for a minute."""
+        now = time.monotonic()
+        if now - self._told.get(message, -SAY_AGAIN_SECONDS) >= SAY_AGAIN_SECONDS:
+            self._told[message] = now
+            self._tell(message)
