@@ -5,9 +5,13 @@ All that the command line does is a method here.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import re
+import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +26,7 @@ from kappa_log.cursor import spans
 from kappa_log.doctor import Check, examine
 from kappa_log.errors import KappaLogError, NotFound, UsageError
 from kappa_log.events import Event, Position, from_micros
+from kappa_log.failures import BulkRetry, Retried, Retrier
 from kappa_log.files import LineFile
 from kappa_log.fold import Projection, Registry
 from kappa_log.handler import FieldOptions
@@ -39,14 +44,34 @@ from kappa_log.plan import Context, ReplayPlan, ReplayRequest
 from kappa_log.project import OnProgress, ProjectReport
 from kappa_log.records import Lane
 from kappa_log.replay import Replayer
-from kappa_log.status import HeadStatus, ProjectionStatus, projection_status
+from kappa_log.status import (
+    CursorStatus,
+    HeadStatus,
+    ProjectionStatus,
+    cursor_statuses,
+    projection_status,
+)
 from kappa_log.steps import ReplayReport
-from kappa_log.storage import builds, diff, ledger, lists, log, migrations, replays
+from kappa_log.storage import (
+    builds,
+    diff,
+    ledger,
+    lists,
+    log,
+    migrations,
+    pages,
+    replays,
+    tokens,
+)
+from kappa_log.storage import failures as stored_failures
 from kappa_log.storage.builds import Build
 from kappa_log.storage.database import Database
 from kappa_log.storage.diff import Diff
+from kappa_log.storage.failures import FailureFilter, FailureGroup
+from kappa_log.storage.pages import Chosen, Page
 from kappa_log.storage.replays import ReplayRow
 from kappa_log.storage.rows import plain_rows
+from kappa_log.storage.tokens import Token
 from kappa_log.swap import Swap
 from kappa_log.verify import VerifyReport
 
@@ -57,6 +82,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.2
 """How often a follower looks for new events."""
+
+_TOKEN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Explained(msgspec.Struct, frozen=True):
@@ -115,6 +142,10 @@ class KappaLog:
     def __exit__(self, *_: object) -> None:
         """Close all connections."""
         self.close()
+
+    def now(self) -> datetime:
+        """Return the time by this log's clock."""
+        return self._clock()
 
     @cached_property
     def registry(self) -> Registry:
@@ -283,7 +314,8 @@ class KappaLog:
         done = threading.Event()
         folding = threading.Thread(
             target=self._keep_folding,
-            args=(done, news, on_notice),
+            # Imported here: an error is the caller's, and no other thread imports now.
+            args=(list(self.registry.names), done, news, on_notice),
             name="project",
             daemon=True,
         )
@@ -304,16 +336,16 @@ class KappaLog:
 
     def _keep_folding(
         self,
+        names: Sequence[str],
         done: threading.Event,
         news: threading.Event,
         on_notice: Callable[[str], None],
     ) -> None:
         """Fold what is new as soon as it is there; leave out what cannot be folded."""
-        names = list(self.registry.names)
         told: set[str] = set()
         while not done.is_set():
             news.clear()
-            for name in list(names):
+            for name in names:
                 problem = self._fold(name)
                 if problem is not None and problem not in told:
                     told.add(problem)
@@ -451,6 +483,18 @@ class KappaLog:
                 oldest_first=oldest_first,
             )
 
+    def event_page(self, chosen: Chosen, page: Page) -> list[Event]:
+        """Return a page of events, the latest event time first."""
+        self._require()
+        with self.database.read() as connection:
+            return pages.events(connection, self.database, chosen, page)
+
+    def failure_page(self, chosen: Chosen, page: Page) -> list[lists.Failure]:
+        """Return a page of failures, the latest event time first."""
+        self._require()
+        with self.database.read() as connection:
+            return pages.failures(connection, self.database, chosen, page)
+
     def event(self, position: Position) -> Event:
         """Return the event at a position, or raise NotFound."""
         self._require()
@@ -485,6 +529,22 @@ class KappaLog:
                 cursor = found[-1].position
             else:
                 stop.wait(POLL_SECONDS)
+
+    def checkpoints(
+        self, *, limit: int = 50, after: int | None = None
+    ) -> list[lists.Checkpointed]:
+        """Return the ledger's rows by id."""
+        self._require()
+        with self.database.read() as connection:
+            return lists.checkpoints(
+                connection, self.database, limit=limit, after=after
+            )
+
+    def seen(self) -> ledger.Counts:
+        """Return what became of all records that were ever read."""
+        self._require()
+        with self.database.read() as connection:
+            return ledger.totals(connection, self.database)
 
     def duplicates(
         self, *, limit: int = 50, after: int | None = None
@@ -544,6 +604,121 @@ class KappaLog:
             raise NotFound("failure", identifier, "See: kappa-log failures list")
         return found[0]
 
+    def count_failures(self, **chosen: Any) -> int:
+        """Return how many failures there are, those that wait included.
+
+        Args:
+            chosen: ids, fingerprint, topic, group, error_class, partition.
+        """
+        self._require()
+        with self.database.read() as connection:
+            return stored_failures.count(
+                connection, self.database, FailureFilter(**chosen)
+            )
+
+    def failure_groups(self, *, limit: int = 50) -> list[FailureGroup]:
+        """Return failures by error and place, the largest groups first."""
+        self._require()
+        with self.database.read() as connection:
+            return stored_failures.groups(connection, self.database, limit)
+
+    def retry_failure(
+        self, identifier: int, *, who: str | None = None, reason: str | None = None
+    ) -> Retried:
+        """Hand a failure to its handler again, after those that it waits behind.
+
+        What waits behind it is handled next, until one fails.
+
+        Raises:
+            NotFound: No such failure.
+            RetryFailed: It failed again; the error is kept with it.
+            LostRace: Somebody else retried or discarded it first.
+        """
+        self._require()
+        return self._retrier(who, reason).one(identifier)
+
+    def retry_failures(
+        self,
+        *,
+        dry_run: bool = False,
+        who: str | None = None,
+        reason: str | None = None,
+        on_progress: Callable[[BulkRetry], None] = lambda _: None,
+        **chosen: Any,
+    ) -> BulkRetry:
+        """Hand all matching failures to their handlers again, key by key in order.
+
+        Args:
+            dry_run: Count them, and do nothing.
+            who: Whom the audit trail names; the user of the machine if None.
+            reason: Why, for the audit trail.
+            on_progress: Called after each failure.
+            chosen: ids, fingerprint, topic, group, error_class, partition; all
+                failures without any.
+        """
+        self._require()
+        if dry_run:
+            return BulkRetry(matched=self.count_failures(**chosen))
+        return self._retrier(who, reason).many(FailureFilter(**chosen), on_progress)
+
+    def discard_failure(
+        self, identifier: int, *, who: str | None = None, reason: str | None = None
+    ) -> None:
+        """Give a failure up; the next of its key may then be retried.
+
+        Raises:
+            NotFound: No such failure.
+        """
+        self._require()
+        self._retrier(who, reason).discard(identifier)
+
+    def discard_failures(
+        self,
+        *,
+        dry_run: bool = False,
+        who: str | None = None,
+        reason: str | None = None,
+        **chosen: Any,
+    ) -> int:
+        """Give matching failures up; return how many. Options as `retry_failures`."""
+        self._require()
+        if dry_run:
+            return self.count_failures(**chosen)
+        return self._retrier(who, reason).discard_many(FailureFilter(**chosen))
+
+    def retry_event(self, position: Position, *, who: str | None = None) -> bool:
+        """Hand a kept event to its handler again; tell whether it acknowledges it.
+
+        Nothing is stored, but for effects of the handler's own.
+
+        Raises:
+            NotFound: No such event.
+            RetryFailed: The handler raised.
+        """
+        event = self.event(position)
+        kept = lists.Received(
+            id=event.position,
+            source=self.sources()[event.source_id],
+            topic=event.topic,
+            group_id=event.group_id,
+            partition=event.partition,
+            offset=event.offset,
+            key=event.key,
+            headers=list(event.headers),
+            timestamp=event.timestamp,
+        )
+        return self._retrier(who, None).event(event, kept)
+
+    def _retrier(self, who: str | None, reason: str | None) -> Retrier:
+        def listener_of(kept: lists.Received) -> Listener:
+            with self.database.read() as connection:
+                found = self._listener_of(connection, kept)
+            told = kept.metadata if isinstance(kept, lists.Failure) else {}
+            return msgspec.structs.replace(found, told=told)
+
+        act = replays.Audit(who=who or _user(), action="", subject="", reason=reason)
+        return Retrier(self.database, listener_of, self._clock, act)
+
     # --- projections --------------------------------------------------------
 
     def projections(self) -> list[ProjectionStatus]:
@@ -553,6 +728,12 @@ class KappaLog:
             built = {build.projection for build in builds.of(connection, self.database)}
             names = sorted({*self.registry.names, *built})
             return [self._status(connection, name) for name in names]
+
+    def cursors(self) -> list[CursorStatus]:
+        """Return how far each live build is behind the head; no rows are counted."""
+        self._require()
+        with self.database.read() as connection:
+            return cursor_statuses(connection, self.database, self._clock)
 
     def projection(self, name: str) -> ProjectionStatus:
         """Return one projection, or raise ProjectionNotFound."""
@@ -614,6 +795,7 @@ class KappaLog:
         name: str,
         *,
         on_plan: Callable[[ReplayPlan], None] | None = None,
+        on_start: Callable[[int], None] | None = None,
         on_progress: OnProgress | None = None,
         **request: Any,
     ) -> ReplayReport:
@@ -622,6 +804,7 @@ class KappaLog:
         Args:
             name: The projection; its highest registered version is built.
             on_plan: Called with what the request comes to, before anything is written.
+            on_start: Called with the replay's id, once it can be resumed.
             on_progress: Called as folding goes on.
             request: since, from_position or from_offset (a start: only keys touched
                 from there on are folded again); by (recorded or event-time); until;
@@ -634,18 +817,22 @@ class KappaLog:
         """
         self._require()
         return self._interruptible(
-            lambda: self._replayer(on_plan, on_progress).replay(
+            lambda: self._replayer(on_plan, on_progress, on_start).replay(
                 name, ReplayRequest(**request)
             )
         )
 
     def resume(
-        self, identifier: int, *, on_progress: OnProgress | None = None
+        self,
+        identifier: int,
+        *,
+        on_start: Callable[[int], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> ReplayReport:
         """Go on with a replay that was killed or interrupted."""
         self._require()
         return self._interruptible(
-            lambda: self._replayer(None, on_progress).resume(identifier)
+            lambda: self._replayer(None, on_progress, on_start).resume(identifier)
         )
 
     def cancel(self, identifier: int) -> ReplayRow:
@@ -671,13 +858,22 @@ class KappaLog:
                 limit=limit,
             )
 
+    def replay_row(self, identifier: int) -> ReplayRow:
+        """Return one replay as it is stored, or raise NotFound."""
+        self._require()
+        with self.database.read() as connection:
+            return replays.get(connection, self.database, identifier)
+
     def _replayer(
         self,
         on_plan: Callable[[ReplayPlan], None] | None = None,
         on_progress: OnProgress | None = None,
+        on_start: Callable[[int], None] | None = None,
     ) -> Replayer:
         def started(identifier: int) -> None:
             self.interrupted_replay = identifier
+            if on_start is not None:
+                on_start(identifier)
 
         return Replayer(
             Context(
@@ -704,6 +900,8 @@ class KappaLog:
         key: str | None = None,
         build: int | None = None,
         limit: int | None = None,
+        after: str | None = None,
+        offset: int = 0,
     ) -> Iterator[dict[str, Any]]:
         """Yield the rows of a projection by key: key columns, then the state's fields.
 
@@ -712,13 +910,22 @@ class KappaLog:
             key: One key as text; parts of a tuple joined by ``/``.
             build: Number of a build; the live one if None.
             limit: Most rows to yield.
+            after: A key as text; only rows past it.
+            offset: Rows to pass over.
         """
         self._require()
         with self.database.read() as connection:
             found = self._build(connection, name, build)
             where = None if key is None else _key_columns(found, key)
+            past = None if after is None else _key_columns(found, after)
             yield from plain_rows(
-                connection, self.database, found, where=where, limit=limit
+                connection,
+                self.database,
+                found,
+                where=where,
+                limit=limit,
+                past=past,
+                offset=offset,
             )
 
     def explain(self, name: str, key: str) -> Iterator[Explained]:
@@ -882,6 +1089,50 @@ class KappaLog:
             raise NotFound("live build of", name, f"Make it: kappa-log project {name}")
         return found
 
+    # --- tokens of the API --------------------------------------------------
+
+    def create_token(self, name: str, role: str) -> str:
+        """Make a token for the API and return it; it is not kept, only its digest.
+
+        Args:
+            name: Whom the audit trail names.
+            role: ``read``, or ``operate``, which may also change things.
+
+        Raises:
+            UsageError: The name is none, or is taken.
+        """
+        if not _TOKEN_NAME.fullmatch(name):
+            msg = "a token's name is 1 to 64 letters, digits, dots, dashes, underscores"
+            raise UsageError(msg)
+        self._require()
+        secret = f"kl_{secrets.token_urlsafe(32)}"
+        tokens.keep(self.database, name, role, secret, self._clock())
+        return secret
+
+    def tokens(self) -> list[Token]:
+        """Return all tokens, those that were revoked too."""
+        self._require()
+        with self.database.read() as connection:
+            return tokens.listed(connection, self.database)
+
+    def has_tokens(self) -> bool:
+        """Tell whether there is a token that opens something."""
+        self._require()
+        with self.database.read() as connection:
+            return tokens.active(connection, self.database) > 0
+
+    def token(self, secret: str) -> Token | None:
+        """Return whose token this is; None if it opens nothing."""
+        with self.database.read() as connection:
+            return tokens.found_by(connection, self.database, secret)
+
+    def revoke_token(self, name: str) -> None:
+        """Let a token open nothing any more."""
+        self._require()
+        with self.database.write() as connection:
+            tokens.revoke(connection, self.database, name, self._clock())
+            self._audit(connection, "revoke token", name, None)
+
     # --- care ---------------------------------------------------------------
 
     def verify(
@@ -928,7 +1179,23 @@ def _parsed(fold: Projection, key: str) -> Any:
         raise UsageError(msg) from None
 
 
+@contextlib.contextmanager
+def acting_as(who: str) -> Iterator[None]:
+    """Let the audit trail name somebody, in this thread, not the machine's user."""
+    before = _actor.set(who)
+    try:
+        yield
+    finally:
+        _actor.reset(before)
+
+
+_actor: ContextVar[str | None] = ContextVar("actor", default=None)
+
+
 def _user() -> str:
+    actor = _actor.get()
+    if actor is not None:
+        return actor
     try:
         return getpass.getuser()
     except (OSError, KeyError):

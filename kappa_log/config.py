@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 import tomllib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -104,20 +105,44 @@ class ListenerConfig(_Section):
     def _is_pattern(cls, topic: str) -> str:
         if topic.startswith("^"):
             try:
-                re.compile(topic)
-            except re.error as error:
+                with warnings.catch_warnings():
+                    # What some later Python will read in another way.
+                    warnings.simplefilter("error")
+                    re.compile(topic)
+            except (re.error, FutureWarning, DeprecationWarning) as error:
                 msg = f"{topic!r} is no regular expression: {error}"
                 raise ValueError(msg) from None
         return topic
+
+    @field_validator("start", mode="before")
+    @classmethod
+    def _is_start(cls, start: Any) -> Any:
+        """Refuse in one sentence what pydantic refuses in one for each alternative."""
+        table = start if isinstance(start, dict) else {0: start}
+        for partition, value in table.items():
+            is_offset = type(value) is int and value >= 0
+            is_start = is_offset or value in ("earliest", "latest")
+            if not (is_start and str(partition).isdecimal()):
+                msg = (
+                    f"{start!r}; use earliest, latest, an offset from 0 on, or a table "
+                    "of partitions with one of these for each"
+                )
+                raise ValueError(msg)
+        return start
 
     @property
     def id(self) -> str:
         """What people call it by: group and topic."""
         return f"{self.group_id}-{self.topic}"
 
+    @property
+    def is_pattern(self) -> bool:
+        """Tell whether it reads whatever topics there are of a pattern."""
+        return self.topic.startswith("^")
+
     def covers(self, topic: str) -> bool:
         """Tell whether records of a topic are this listener's."""
-        if self.topic.startswith("^"):
+        if self.is_pattern:
             return re.match(self.topic, topic) is not None
         return self.topic == topic
 
@@ -147,6 +172,8 @@ class ApiConfig(_Section):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65_535)
+    hosts: list[str] = []
+    """Names by which it may be called, besides those of loopback."""
 
 
 class Config(BaseSettings):

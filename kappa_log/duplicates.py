@@ -12,22 +12,15 @@ from datetime import datetime
 import msgspec
 import sqlalchemy as sa
 
+from kappa_log.decide import Acked, Decided, Failed, Portion, consume
 from kappa_log.errors import NotFound, UsageError
-from kappa_log.events import Position, from_micros, to_micros
-from kappa_log.ingest import (
-    Acked,
-    Clock,
-    Decided,
-    Failed,
-    Portion,
-    RowWriter,
-    consume,
-)
+from kappa_log.events import Position
+from kappa_log.ingest import Clock, append
 from kappa_log.listeners import Listener
 from kappa_log.records import Identity, Lane, Record, checksum
-from kappa_log.storage import ledger, lists, log, replays
+from kappa_log.storage import ledger, lists, replays
 from kappa_log.storage.database import Database
-from kappa_log.storage.ledger import Assignment, Counts
+from kappa_log.storage.ledger import Assignment
 
 
 def admit(
@@ -99,40 +92,21 @@ def _append(
 ) -> Position:
     table = database.tables.duplicates
     with database.write() as connection:
-        old = log.head(connection, database, lock=True)
         # The row count decides between two who admit at once.
         gone = connection.execute(sa.delete(table).where(table.c.id == identifier))
         if gone.rowcount != 1:
             raise NotFound("duplicate", identifier, "It was admitted already")
         source = ledger.source_id(connection, database, portion.lane.source, now)
-        held = Assignment(source, 0, portion.held.next_offset, None, is_new=False)
+        held = msgspec.structs.replace(portion.held, source_id=source)
         portion = msgspec.structs.replace(portion, held=held)
-        micros = max(to_micros(now), old.recorded_at or 0)
-        writer = RowWriter(database, old, micros)
-        writer.take(portion, Decided(acked=[acked]))
-        log.append(connection, database, writer.events)
-        ledger.write_checkpoint(
-            connection,
-            database,
-            portion.lane,
-            ledger.Checkpoint(
-                kind="admit",
-                source_id=source,
-                from_offset=held.next_offset,
-                to_offset=portion.to_offset,
-                counts=Counts(acked=1),
-                positions=(writer.position, writer.position),
-                head=writer.digest,
-                recorded_at=from_micros(micros),
-            ),
-        )
-        log.move_head(
-            connection, database, old, log.Head(writer.position, writer.digest, micros)
-        )
+        decided = Decided(acked=[acked])
+        done = append(connection, database, [portion], [decided], now, kind="admit")
+        position = done.last_position
+        assert position is not None
         replays.write_audit(
             connection,
             database,
-            msgspec.structs.replace(act, detail={"position": writer.position}),
+            msgspec.structs.replace(act, detail={"position": position}),
             now,
         )
-    return writer.position
+    return position

@@ -8,6 +8,7 @@
     │   └── ProjectionNotFound   names the registered ones
     ├── HandlerError             a handler's start or stop raised
     ├── DecodeError              a record is no event → becomes a Failure
+    ├── RetryFailed              a kept record failed again; it is kept still
     ├── ProjectionError          a fold raised or returned what no column holds
     ├── StaleCode                a build's code is not the registered code
     ├── SourceError              a source of records cannot be read
@@ -20,7 +21,8 @@
         ├── SchemaOutOfDate      empty, behind or ahead of this version
         ├── Fenced               another writer owns these offsets now
         ├── CursorConflict       another runner moved the cursor first
-        └── AlreadyRunning       the lock of a replay is held
+        ├── AlreadyRunning       the lock of a replay is held
+        └── LostRace             somebody else acted on the same thing first
 
 Families end in ``Error``, leaves say what happened. The facts are attributes, set
 by the constructor that also writes the message. Exit codes and HTTP statuses are
@@ -107,6 +109,26 @@ class HandlerError(KappaLogError):
 
 class DecodeError(KappaLogError):
     """Received bytes are no event; the record is kept whole as a Failure."""
+
+
+class RetryFailed(KappaLogError):
+    """A kept record was handled again and failed again; it is kept still.
+
+    Attributes:
+        noun: What was handled: ``failure`` or ``event``.
+        identifier: Its id or position.
+        reason: What the handler said.
+    """
+
+    def __init__(self, noun: str, identifier: int, error: BaseException | None) -> None:
+        """Say what failed, and why."""
+        self.noun = noun
+        self.identifier = identifier
+        self.reason = "it was not tried" if error is None else message_of(error)
+        kind = "" if error is None else f"{type(error).__name__}: "
+        super().__init__(
+            f"{noun} {identifier} failed again: {kind}{self.reason}; it is kept"
+        )
 
 
 class ProjectionError(KappaLogError):
@@ -245,6 +267,10 @@ class AlreadyRunning(StorageError):
     """The lock is held by a living process; nothing was changed."""
 
     retryable = True
+
+
+class LostRace(StorageError):
+    """Somebody else acted on the same thing first; nothing of this act was kept."""
 
 
 def message_of(error: BaseException) -> str:

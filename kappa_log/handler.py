@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from kappa_log.codec import check_id
 from kappa_log.errors import ConfigError, DecodeError, UsageError
-from kappa_log.events import Header, to_micros
+from kappa_log.events import Event, Header, to_micros
 
 Proceed = Callable[[Any], Any]
 
@@ -37,6 +37,23 @@ class Metadata(msgspec.Struct, frozen=True):
     checksum: str | None
     message_id: str
     """Hex; the idempotency key for effects outside the log's database."""
+    effects: Any = None
+    """Behind `connection`."""
+
+    @property
+    def connection(self) -> Any:
+        """SQLAlchemy's connection in the transaction that keeps this record.
+
+        What is written through it takes effect exactly once: with the event, or not
+        at all. It begins and ends no transaction itself.
+
+        Raises:
+            UsageError: There is no such transaction, as in tests of a handler.
+        """
+        if self.effects is None:
+            msg = "metadata.connection: there is no transaction here"
+            raise UsageError(msg)
+        return self.effects.connection()
 
 
 class Ack(msgspec.Struct, frozen=True, gc=False):
@@ -89,6 +106,21 @@ class Handler:
     ) -> object:
         """Wrap `consume`; what is passed to ``proceed`` is what it receives."""
         return proceed(payload)
+
+    def retry_consume(
+        self, event: Event, metadata: Metadata, exception: BaseException
+    ) -> bool:
+        """Tell whether a record whose `consume` raised is tried again in its place.
+
+        Without this hook the listener's ``max_retries`` decides. Records of files,
+        and those that cannot be decoded, are not tried again.
+
+        Args:
+            event: The record as an event would have it, with no position yet.
+            metadata: Of the attempt; ``retry_count`` is 0 at the first.
+            exception: What `consume` raised.
+        """
+        return True
 
     def entity_id(self, payload: Any) -> str | int | None:
         """Return the entity of a record that failed, if it can be told."""

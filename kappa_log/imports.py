@@ -37,7 +37,7 @@ def forget_strangers(package: str, base: Path) -> None:
         return
     found = {
         name: getattr(module, "__file__", None)
-        for name, module in sys.modules.items()
+        for name, module in sys.modules.copy().items()  # other threads import, too
         if name == package or name.startswith(package + ".")
     }
     # The files tell, not the package: one without __init__.py takes in all folders of
@@ -50,8 +50,9 @@ def forget_strangers(package: str, base: Path) -> None:
 
 def forget(package: str) -> None:
     """Drop a package and its modules, so that they are imported anew."""
-    for name in [n for n in sys.modules if n == package or n.startswith(package + ".")]:
-        del sys.modules[name]
+    for name in list(sys.modules):
+        if name == package or name.startswith(package + "."):
+            del sys.modules[name]
 
 
 def enter_package(package: str, base: Path) -> None:

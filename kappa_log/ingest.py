@@ -5,44 +5,44 @@ takes the head, draws positions and writes events, failures, duplicates and the
 ledger: all of it or nothing. So a kill costs a batch of work and loses, doubles and
 reorders no record; and whatever identity was decided on is checked again by unique
 indexes, which roll back a batch that another writer got ahead of.
+
+While the database works on one batch of a file, the next one is decided; it is
+written only when the one before it is in the log.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import datetime
-from hashlib import blake2b
 from typing import Any
 
 import msgspec
+import sqlalchemy as sa
 
 from kappa_log import chain
-from kappa_log.codec import Decoded, decode
-from kappa_log.errors import DecodeError, HandlerError, SourceDiverged, message_of
+from kappa_log.decide import (
+    Acked,
+    Batch,
+    Decided,
+    Decision,
+    Failed,
+    Portion,
+    Stopped,
+    decide,
+    identify,
+    received,
+)
+from kappa_log.effects import Effects, TransactionDied
+from kappa_log.errors import DatabaseBusy, HandlerError, SourceDiverged
 from kappa_log.events import Position, from_micros, to_micros
 from kappa_log.files import LineFile
-from kappa_log.handler import (
-    Ack,
-    FieldHandler,
-    Handler,
-    Metadata,
-    ack,
-    is_overridden,
-    key_of,
-)
+from kappa_log.handler import FieldHandler, Handler
 from kappa_log.listeners import Listener
-from kappa_log.records import (
-    Identity,
-    Lane,
-    Record,
-    checksum,
-    encode_headers,
-    text_field,
-)
+from kappa_log.records import Lane
 from kappa_log.storage import ledger, log
 from kappa_log.storage.bulk import time_shift
 from kappa_log.storage.database import ConstraintViolated, Database
@@ -53,73 +53,6 @@ Clock = Callable[[], datetime]
 MAX_RERUNS = 5
 """How often a batch is decided anew because other writers got ahead of it."""
 
-BACKTRACE_BYTES = 64 * 1024
-"""Most of a backtrace that is kept."""
-
-
-class Portion(msgspec.Struct, frozen=True):
-    """A batch's records of one lane, and the right to move its offset."""
-
-    lane: Lane
-    held: Assignment
-    listener: Listener
-    records: list[Record]
-    to_offset: int
-    content_digest: bytes | None = None
-
-
-class Acked(msgspec.Struct, frozen=True, gc=False):
-    """A record that becomes an event, but for what only the head can tell."""
-
-    record: Record
-    ack: Ack
-    message_id: bytes
-    checksum: str | None
-    decoded: Decoded
-    headers: bytes | None
-    digest_tail: bytes
-
-
-class Failed(msgspec.Struct, frozen=True):
-    """A record that could not become an event, with its error: all but the times."""
-
-    record: Record
-    error: BaseException
-    checksum: str | None
-    message_id: bytes | None
-    received: tuple[Any, ...]
-    """In order of `ledger.RECEIVED`."""
-    said: Ack
-    """What the handler's extractors could tell."""
-    park_id: bytes | None
-    explained: tuple[str, str, str, str]
-    """Error's class, message, backtrace as JSON, and fingerprint."""
-
-
-class Decided(msgspec.Struct):
-    """What became of a portion's records."""
-
-    acked: list[Acked] = []
-    duplicates: list[tuple[Record, Position | int]] = []
-    """With the position repeated, or minus the index among the batch's acked."""
-    failed: list[Failed] = []
-    skipped: int = 0
-    seen_before: Counts = msgspec.field(default_factory=Counts)
-    """Of a second pass: records whose coordinates are kept already, with the same
-    bytes. They are counted, and nothing is kept twice."""
-
-    @property
-    def counts(self) -> Counts:
-        """What became of the portion's records."""
-        counts = Counts(
-            acked=len(self.acked),
-            skipped=self.skipped,
-            duplicate=len(self.duplicates),
-            failed=len(self.failed),
-        )
-        counts.add(self.seen_before)
-        return counts
-
 
 class Committed(msgspec.Struct, frozen=True):
     """One committed batch."""
@@ -127,6 +60,20 @@ class Committed(msgspec.Struct, frozen=True):
     counts: Counts
     first_position: Position | None
     last_position: Position | None
+    stopped: dict[Lane, Stopped] = {}
+    """Lanes that were written up to a record that is tried again."""
+
+    def joined(self, later: Committed) -> Committed:
+        """Return what this and a later batch did together."""
+        counts = Counts()
+        counts.add(self.counts)
+        counts.add(later.counts)
+        return Committed(
+            counts,
+            self.first_position or later.first_position,
+            later.last_position or self.last_position,
+            self.stopped | later.stopped,
+        )
 
 
 class IngestProgress(msgspec.Struct, frozen=True):
@@ -192,7 +139,7 @@ def ingest_file(  # noqa: PLR0913 - each is a part of one run, by its name
     started = time.perf_counter()
     lane = Lane(file.source, listener.topic, listener.group_id)
     counts = Counts()
-    lines = blank = 0
+    lines = 0
     first_position: Position | None = None
     last_position: Position | None = None
     # Before the lane is taken: a handler that cannot start fences nobody.
@@ -205,20 +152,9 @@ def ingest_file(  # noqa: PLR0913 - each is a part of one run, by its name
                 ledger.Reader(listener.dedupe, fields),
                 clock(),
             )
-        first = held.next_offset
-        for chunk in file.chunks(first, held.content_digest, batch_size):
-            portion = Portion(
-                lane,
-                held,
-                listener,
-                chunk.records,
-                chunk.next_offset,
-                chunk.content_digest,
-            )
-            done = ingest_batch(database, [portion], clock)
-            lines += chunk.next_offset - held.next_offset
-            blank += chunk.blank
-            held = held.moved(chunk.next_offset)
+        batches = _batches(lane, held, listener, file, batch_size)
+        for (portion,), done in _ingested(database, listener, batches, clock):
+            lines += portion.to_offset - portion.held.next_offset
             counts.add(done.counts)
             if first_position is None:
                 first_position = done.first_position
@@ -232,17 +168,17 @@ def ingest_file(  # noqa: PLR0913 - each is a part of one run, by its name
     with database.read() as connection:
         head = log.head(connection, database).position
         failure_ids = ledger.failure_ids(
-            connection, database, lane, held.source_id, first
+            connection, database, lane, held.source_id, held.next_offset
         )
     return IngestReport(
         file=file.file,
         source=file.source,
         topic=listener.topic,
         group_id=listener.group_id,
-        resumed_at=first,
-        next_offset=held.next_offset,
+        resumed_at=held.next_offset,
+        next_offset=held.next_offset + lines,
         lines=lines,
-        blank=blank,
+        blank=lines - counts.seen,
         counts=counts,
         first_position=first_position,
         last_position=last_position,
@@ -251,6 +187,38 @@ def ingest_file(  # noqa: PLR0913 - each is a part of one run, by its name
         held_back=file.held_back,
         failure_ids=failure_ids if counts.failed else [],
     )
+
+
+def _ingested(
+    database: Database,
+    listener: Listener,
+    batches: Iterable[Sequence[Portion]],
+    clock: Clock,
+) -> Iterator[tuple[Sequence[Portion], Committed]]:
+    """Yield batches as they are committed, in the fastest way that is right."""
+    if isinstance(listener.handler, FieldHandler):
+        yield from ingest_batches(database, batches, clock)
+        return
+    # A handler may read what it wrote for the batch before: that must be there.
+    for portions in batches:
+        yield portions, ingest_batch(database, portions, clock)
+
+
+def _batches(
+    lane: Lane, held: Assignment, listener: Listener, file: LineFile, size: int
+) -> Iterator[list[Portion]]:
+    for chunk in file.chunks(held.next_offset, held.content_digest, size):
+        yield [
+            Portion(
+                lane,
+                held,
+                listener,
+                chunk.records,
+                chunk.next_offset,
+                chunk.content_digest,
+            )
+        ]
+        held = held.moved(chunk.next_offset)
 
 
 @contextlib.contextmanager
@@ -290,17 +258,27 @@ def ingest_batch(
         Fenced: A lane belongs to somebody else now; the batch was rolled back.
         SourceDiverged: A record's coordinates are in the log with other bytes.
     """
-    portions = sorted(portions, key=lambda portion: portion.lane)
+    portions = sorted(portions, key=_lane)
     refused: ConstraintViolated | None = None
     for _ in range(MAX_RERUNS):
-        decided = decide(database, portions)
         try:
-            return _commit(database, portions, decided, clock)
+            return _attempt(database, portions, clock)
         except ConstraintViolated as error:
             # Another writer committed one of these messages since we looked, or the
             # coordinates hold another event. Looking again tells which.
             refused = error
+        except _Overtaken:
+            # A key's last failure was retried since we looked, or a first one came.
+            continue
+        except TransactionDied as error:
+            return _one_by_one(database, portions, clock, error)
     where = ", ".join(f"{p.lane.topic} of {p.lane.source}" for p in portions)
+    if refused is None:
+        msg = (
+            f"failures of {where} are retried faster than their keys can be looked at; "
+            "nothing of this batch was kept"
+        )
+        raise DatabaseBusy(msg)
     msg = (
         f"records of {where} have coordinates that the log holds with other contents "
         f"({refused}); the batch was rolled back and nothing of it was kept"
@@ -308,271 +286,245 @@ def ingest_batch(
     raise SourceDiverged(msg) from refused
 
 
-def decide(database: Database, portions: Sequence[Portion]) -> list[Decided]:
-    """Return what becomes of each portion's records, with no transaction open.
+def ingest_batches(
+    database: Database, batches: Iterable[Sequence[Portion]], clock: Clock
+) -> Iterator[tuple[Sequence[Portion], Committed]]:
+    """Decide about batches and commit them, each while the next one is decided.
 
-    A record that is known is not handed to its handler: known is what the log has,
-    or what an earlier record of this batch will be.
-    """
-    portions, seen_before = _without_known_coordinates(database, portions)
-    prepared = [_prepare(portion) for portion in portions]
-    ids = [i for found in prepared for _, i, _ in found if i is not None]
-    with database.read() as connection:
-        known = log.known(connection, database, ids)
-    decided: list[Decided] = []
-    acked = 0
-    for portion, found, again in zip(portions, prepared, seen_before, strict=True):
-        result = _decide_portion(portion, found, known, acked)
-        result.seen_before = again
-        acked += len(result.acked)
-        decided.append(result)
-    return decided
-
-
-def _without_known_coordinates(
-    database: Database, portions: Sequence[Portion]
-) -> tuple[list[Portion], list[Counts]]:
-    """Take out what is kept already under the very coordinates: a second pass.
-
-    Raises:
-        SourceDiverged: The log holds other bytes under a record's coordinates.
-    """
-    left: list[Portion] = []
-    seen: list[Counts] = []
-    for portion in portions:
-        counts = Counts()
-        if portion.held.reads_again and portion.records:
-            span = range(portion.records[0].offset, portion.to_offset)
-            source = portion.held.source_id
-            with database.read() as connection:
-                kept = log.kept_at(connection, database, portion.lane, source, span)
-            portion = _unseen(portion, kept, counts)  # noqa: PLW2901
-        left.append(portion)
-        seen.append(counts)
-    return left, seen
-
-
-def _unseen(portion: Portion, kept: dict[int, log.Kept], counts: Counts) -> Portion:
-    """Return a portion with the records that are not kept yet; count the others."""
-    unseen: list[Record] = []
-    for record in portion.records:
-        known = kept.get(record.offset)
-        if known is None:
-            unseen.append(record)
-            continue
-        if known.checksum != checksum(record.value):
-            lane = portion.lane
-            msg = (
-                f"{lane.topic} partition {lane.partition}, offset {record.offset}: "
-                "there are other bytes now than those that became "
-                f"{known.what}; this batch was rolled back and nothing of it was kept"
-            )
-            raise SourceDiverged(msg)
-        setattr(counts, known.counted, getattr(counts, known.counted) + 1)
-    return msgspec.structs.replace(portion, records=unseen)
-
-
-def _decide_portion(
-    portion: Portion,
-    found: Sequence[Prepared],
-    known: dict[bytes, log.Known],
-    acked_before: int,
-) -> Decided:
-    """Return what becomes of one portion's records; what it acks is known after it.
-
-    An event of this batch has no position yet: minus its index stands for it.
-    """
-    result = Decided(acked=[], duplicates=[], failed=[])
-    for record, message_id, problem in found:
-        if problem is not None:
-            result.failed.append(problem)
-            continue
-        assert message_id is not None
-        value_sum = checksum(record.value)
-        repeated = known.get(message_id)
-        if repeated is None:
-            outcome = consume(portion, record, message_id, value_sum)
-            if isinstance(outcome, Acked):
-                index = acked_before + len(result.acked)
-                known[message_id] = log.Known(-index, value_sum)
-                result.acked.append(outcome)
-            elif outcome is None:
-                result.skipped += 1
-            else:
-                result.failed.append(outcome)
-        elif repeated.checksum != value_sum:
-            result.failed.append(_contradiction(portion, record, message_id))
-        else:
-            result.duplicates.append((record, repeated.position))
-    return result
-
-
-Prepared = tuple[Record, bytes | None, Failed | None]
-
-
-def _prepare(portion: Portion) -> list[Prepared]:
-    """Return each record with its message id, or with why it has none."""
-    identity = Identity(portion.listener.dedupe, portion.lane)
-    path = portion.listener.key_path
-    found: list[Prepared] = []
-    for record in portion.records:
-        try:
-            if path:
-                payload = decode(portion.listener.decoder, record.value).payload
-                record = msgspec.structs.replace(record, key=key_of(payload, path))  # noqa: PLW2901
-            found.append((record, identity.of(record), None))
-        except DecodeError as error:
-            found.append((record, None, _failed(portion, record, error, None)))
-    return found
-
-
-def consume(
-    portion: Portion, record: Record, message_id: bytes, value_sum: str | None
-) -> Acked | Failed | None:
-    """Return the record as an event, as a Failure, or None for a skip."""
-    listener = portion.listener
-    received: Any = None
-    try:
-        decoded = decode(listener.decoder, record.value)
-        handler = listener.handler
-        if handler.__class__ is FieldHandler:
-            result: object = handler.consume(decoded.payload, None)  # type: ignore[arg-type]
-        else:
-            metadata = _metadata(portion, record, message_id, value_sum)
-
-            def proceed(given: Any) -> object:
-                nonlocal received
-                received = given
-                return handler.consume(given, metadata)
-
-            result = handler.around_consume(decoded.payload, metadata, proceed)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it is kept
-        return _failed(portion, record, error, message_id, received)
-    if not isinstance(result, Ack):
-        return None
-    headers = encode_headers(record.headers)
-    # Without raw, the text is the received value itself.
-    text = record.value if decoded.raw is None else (decoded.text or "").encode()
-    parts = chain.payload_digest(text) + chain.personal_digest(
-        decoded.raw, record.key, headers, result.entity_id
-    )
-    tail = chain.digest_tail(
-        result.event_type, result.event_version, message_id, value_sum, parts
-    )
-    return Acked(record, result, message_id, value_sum, decoded, headers, tail)
-
-
-def _metadata(
-    portion: Portion, record: Record, message_id: bytes, value_sum: str | None
-) -> Metadata:
-    return Metadata(
-        listener_id=portion.listener.id,
-        group_id=portion.lane.group_id,
-        topic=portion.lane.topic,
-        partition=portion.lane.partition,
-        offset=record.offset,
-        key=record.key,
-        timestamp=record.timestamp,
-        headers=record.headers,
-        retry_count=0,
-        checksum=value_sum,
-        message_id=message_id.hex(),
-    )
-
-
-def _contradiction(portion: Portion, record: Record, message_id: bytes) -> Failed:
-    error = DecodeError(
-        f"under dedupe '{portion.listener.dedupe}' this record has the identity of an "
-        "event with another payload"
-    )
-    return _failed(portion, record, error, message_id)
-
-
-def _failed(
-    portion: Portion,
-    record: Record,
-    error: BaseException,
-    message_id: bytes | None,
-    payload: Any = None,
-) -> Failed:
-    """Return a failure whole but for its times, before any lock is taken.
+    The log is that of one batch after the other. No transaction begins before the one
+    before it has committed, and none after one that failed. What is decided early
+    holds, since nothing that it rests on is in the batch before: else it waits, and
+    if that batch had to be decided anew, so is this one.
 
     Args:
-        portion: Whose record it is.
-        record: As it was received.
-        error: Why it is no event.
-        message_id: Its identity, if it has one.
-        payload: What `consume` received; None if it received nothing.
+        database: The log.
+        batches: Portions of a batch; the next ones are read while one commits.
+        clock: The time that events are recorded at.
+
+    Yields:
+        Each batch that was committed, while no transaction is open.
+
+    Raises:
+        Fenced: A lane belongs to somebody else now; its batch was rolled back.
+        SourceDiverged: A record's coordinates are in the log with other bytes.
     """
-    lines = traceback.format_exception(error)
-    return Failed(
-        record,
-        error,
-        checksum(record.value),
-        message_id,
-        _received(portion, record),
-        _what_can_be_told(portion.listener.handler, payload),
-        park_id(portion, record),
-        (
-            type(error).__name__,
-            _storable(message_of(error)),
-            json.dumps([_storable(line) for line in _capped(lines)]),
-            fingerprint_of(error),
-        ),
-    )
+    before: _Commit | None = None
+    with ThreadPoolExecutor(1, "kappa-log-commit") as worker:
+        try:
+            for portions in batches:
+                batch = identify(database, sorted(portions, key=_lane))
+                decision: Decision | None = None
+                if before is None or not before.concerns(batch):
+                    decision = decide(database, batch)
+                if before is not None:
+                    ended, before = before, None
+                    yield ended.outcome()
+                    if ended.was_decided_anew:
+                        decision = None
+                decision = decision or decide(database, batch)
+                before = _Commit(worker, database, batch, decision, clock)
+        except Exception:
+            # Reading or deciding failed. The batch before came first, so what became
+            # of it is told first, be it an error.
+            if before is not None:
+                yield before.outcome()
+            raise
+        if before is not None:
+            yield before.outcome()
+
+
+def _lane(portion: Portion) -> Lane:
+    return portion.lane
+
+
+class _Commit:
+    """A decided batch on its way into the log, in a thread of its own.
+
+    It is made when the database was given the last event. From there on it is the
+    database that works, on indexes and on the disk, and Python that waits. Before,
+    two threads would take turns at Python's lock, and that costs more than it gains.
+    """
+
+    def __init__(
+        self,
+        worker: Executor,
+        database: Database,
+        batch: Batch,
+        decision: Decision,
+        clock: Clock,
+    ) -> None:
+        self.was_decided_anew = False
+        """Whether another writer got ahead of the batch; known with its outcome."""
+        self._database = database
+        self._batch = batch
+        self._clock = clock
+        self._has_failures = decision.has_failures
+        given = threading.Event()
+        now = clock()
+
+        def commit() -> Committed:
+            try:
+                return _commit(Effects(database), decision, now, given.set)
+            finally:
+                given.set()
+
+        self._future = worker.submit(commit)
+        given.wait()
+
+    def concerns(self, later: Batch) -> bool:
+        """Tell whether a later batch cannot be decided before this one is in the log.
+
+        It may repeat a message of this one, or have to wait behind a failure of it.
+        """
+        return self._has_failures or not set(self._batch.messages).isdisjoint(
+            later.messages
+        )
+
+    def outcome(self) -> tuple[Sequence[Portion], Committed]:
+        """Wait for the end of the commit; return the portions and what it did."""
+        portions = self._batch.portions
+        try:
+            return portions, self._future.result()
+        except (ConstraintViolated, _Overtaken):
+            self.was_decided_anew = True
+            return portions, ingest_batch(self._database, portions, self._clock)
+
+
+class _Overtaken(Exception):
+    """Other keys wait than those that the batch was decided upon."""
+
+
+def _attempt(
+    database: Database,
+    portions: Sequence[Portion],
+    clock: Clock,
+    refused: TransactionDied | None = None,
+) -> Committed:
+    with Effects(database, refused=refused) as effects:
+        decision = decide(database, identify(database, portions), effects)
+        return _commit(effects, decision, clock())
+
+
+def _one_by_one(
+    database: Database,
+    portions: Sequence[Portion],
+    clock: Clock,
+    error: TransactionDied,
+) -> Committed:
+    """Commit each record by itself: one of them killed the transaction of all.
+
+    That one, alone, is refused the connection, so it fails by its own handler.
+    """
+    if sum(len(portion.records) for portion in portions) <= 1:
+        return _attempt(database, portions, clock, error)
+    total = Committed(Counts(), None, None)
+    for portion in portions:
+        for piece in portion.pieces():
+            done = ingest_batch(database, [piece], clock)
+            total = total.joined(done)
+            if done.stopped:
+                break
+    return total
 
 
 def _commit(
-    database: Database,
-    portions: Sequence[Portion],
-    decided: Sequence[Decided],
-    clock: Clock,
+    effects: Effects,
+    decision: Decision,
+    now: datetime,
+    given: Callable[[], None] | None = None,
 ) -> Committed:
-    """Write a decided batch in one transaction, in the order that avoids deadlocks."""
-    now = clock()
-    total = Counts()
-    with database.write() as connection:
+    """Write a decided batch in one transaction, in the order that avoids deadlocks.
+
+    Args:
+        effects: Whose transaction it is.
+        decision: What becomes of the batch.
+        now: The clock.
+        given: Called when the database was given the last event.
+
+    Raises:
+        _Overtaken: Keys wait now that did not, or not any more; nothing is kept.
+    """
+    stopped: dict[Lane, Stopped] = {}
+    portions: list[Portion] = []
+    decided: list[Decided] = []
+    for portion, found in zip(decision.portions, decision.decided, strict=True):
+        end = portion.to_offset
+        if found.stopped is not None:
+            stopped[portion.lane] = found.stopped
+            end = found.stopped.offset
+        if end > portion.held.next_offset:
+            portions.append(portion.cut(end))
+            decided.append(found)
+    if not portions:
+        return Committed(Counts(), None, None, stopped)
+    database = effects.database
+    with effects.transaction() as connection:
         for portion in portions:
             reached = portion.held.moved(portion.to_offset, portion.content_digest)
             ledger.advance(
                 connection, database, portion.lane, portion.held, reached, now
             )
-        old = log.head(connection, database, lock=True)
-        micros = max(to_micros(now), old.recorded_at or 0)
-        recorded_at = from_micros(micros)
-        writer = RowWriter(database, old, micros)
-        for portion, result in zip(portions, decided, strict=True):
-            writer.take(portion, result)
-        log.append(connection, database, writer.events)
-        ledger.keep_duplicates(
-            connection, database, writer.duplicates(decided, portions)
+        # Under its lock, so that no retry takes a key's last failure in between.
+        log.head(connection, database, lock=True)
+        if not decision.outlook.still_holds(connection, database):
+            raise _Overtaken
+        done = append(connection, database, portions, decided, now, given=given)
+    return msgspec.structs.replace(done, stopped=stopped)
+
+
+def append(  # noqa: PLR0913 - each is a part of one transaction, by its name
+    connection: sa.Connection,
+    database: Database,
+    portions: Sequence[Portion],
+    decided: Sequence[Decided],
+    now: datetime,
+    *,
+    kind: str = "batch",
+    given: Callable[[], None] | None = None,
+) -> Committed:
+    """Take the head and write what was decided, but for the lanes' offsets.
+
+    Args:
+        connection: Write transaction; the head is locked until its end.
+        database: The log.
+        portions: Whose records they are.
+        decided: What becomes of each portion's.
+        now: The clock.
+        kind: Of the ledger's rows.
+        given: Called when the database was given the last event.
+    """
+    old = log.head(connection, database, lock=True)
+    micros = max(to_micros(now), old.recorded_at or 0)
+    writer = RowWriter(database, old, micros)
+    log.append(connection, database, writer.events(portions, decided, given))
+    ledger.keep_duplicates(connection, database, writer.duplicates(portions, decided))
+    ledger.keep_failures(connection, database, writer.failures(decided))
+    total = Counts()
+    for portion, result, (positions, digest) in zip(
+        portions, decided, writer.ranges, strict=True
+    ):
+        counts = result.counts
+        total.add(counts)
+        ledger.write_checkpoint(
+            connection,
+            database,
+            portion.lane,
+            ledger.Checkpoint(
+                kind=kind,
+                source_id=portion.held.source_id,
+                from_offset=portion.held.next_offset,
+                to_offset=portion.to_offset,
+                counts=counts,
+                positions=positions,
+                head=digest,
+                recorded_at=from_micros(micros),
+            ),
         )
-        ledger.keep_failures(connection, database, writer.failures)
-        for portion, result, (positions, digest) in zip(
-            portions, decided, writer.ranges, strict=True
-        ):
-            counts = result.counts
-            total.add(counts)
-            ledger.write_checkpoint(
-                connection,
-                database,
-                portion.lane,
-                ledger.Checkpoint(
-                    kind="batch",
-                    source_id=portion.held.source_id,
-                    from_offset=portion.held.next_offset,
-                    to_offset=portion.to_offset,
-                    counts=counts,
-                    positions=positions,
-                    head=digest,
-                    recorded_at=recorded_at,
-                ),
-            )
-        if writer.events:
-            new = log.Head(writer.position, writer.digest, micros)
-            log.move_head(connection, database, old, new)
-    if not writer.events:
+    if writer.position == old.position:
         return Committed(total, None, None)
+    log.move_head(
+        connection, database, old, log.Head(writer.position, writer.digest, micros)
+    )
     return Committed(total, old.position + 1, writer.position)
 
 
@@ -582,25 +534,46 @@ class RowWriter:
     def __init__(self, database: Database, old: log.Head, micros: int) -> None:
         self.position = old.position
         self.digest = old.digest
-        self.events: list[tuple[Any, ...]] = []
-        self.failures: list[tuple[Any, ...]] = []
         self.ranges: list[tuple[tuple[int, int] | None, bytes | None]] = []
+        """Of each portion: its positions, and the chain's head at the last."""
         self._first = old.position + 1
         self._micros = micros
         self._shift = time_shift(database)
 
-    def take(self, portion: Portion, result: Decided) -> None:
-        """Give a portion's events the next positions, and make all its rows."""
+    def events(
+        self,
+        portions: Sequence[Portion],
+        decided: Sequence[Decided],
+        given: Callable[[], None] | None = None,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Give the events the next positions, and yield their rows.
+
+        Position, digest and ranges are those of the batch once all rows are taken;
+        then ``given`` is called.
+        """
+        for portion, result in zip(portions, decided, strict=True):
+            before = self.position
+            yield from self._rows(portion, result.acked)
+            self.ranges.append(
+                ((before + 1, self.position), self.digest)
+                if result.acked
+                else (None, None)
+            )
+        if given is not None:
+            given()
+
+    def _rows(
+        self, portion: Portion, acked: Sequence[Acked]
+    ) -> Iterator[tuple[Any, ...]]:
         lane, source = portion.lane, portion.held.source_id
+        topic, group, partition = lane.topic, lane.group_id, lane.partition
         digests = chain.LaneDigest(lane)
         shift, recorded = self._shift, self._micros
-        position, digest = self.position, self.digest
-        first = position + 1
-        for item in result.acked:
-            position += 1
+        for item in acked:
+            self.position = position = self.position + 1
             record, given = item.record, item.ack
-            digest = chain.extend(
-                digest,
+            self.digest = chain.extend(
+                self.digest,
                 digests.of(
                     position,
                     recorded,
@@ -610,44 +583,34 @@ class RowWriter:
                     tail=item.digest_tail,
                 ),
             )
-            self.events.append(
-                (
-                    position,
-                    source,
-                    lane.topic,
-                    lane.group_id,
-                    lane.partition,
-                    record.offset,
-                    record.key,
-                    item.headers,
-                    record.timestamp,
-                    given.entity_id,
-                    None if given.event_time is None else given.event_time - shift,
-                    given.event_type,
-                    given.event_version,
-                    recorded - shift,
-                    item.checksum,
-                    item.message_id,
-                    item.decoded.text,
-                    item.decoded.raw,
-                )
+            yield (
+                position,
+                source,
+                topic,
+                group,
+                partition,
+                record.offset,
+                record.key,
+                item.headers,
+                record.timestamp,
+                given.entity_id,
+                None if given.event_time is None else given.event_time - shift,
+                given.event_type,
+                given.event_version,
+                recorded - shift,
+                item.checksum,
+                item.message_id,
+                item.text,
+                item.raw,
             )
-        self.position, self.digest = position, digest
-        has_events = position >= first
-        self.ranges.append(
-            ((first, position) if has_events else None, digest if has_events else None)
-        )
-        self.failures += [
-            failure_row(failed, recorded - shift, shift) for failed in result.failed
-        ]
 
     def duplicates(
-        self, decided: Sequence[Decided], portions: Sequence[Portion]
+        self, portions: Sequence[Portion], decided: Sequence[Decided]
     ) -> list[tuple[Any, ...]]:
         """Return the rows of duplicates; this batch's events have positions now."""
         return [
             (
-                *_received(portion, record),
+                *received(portion, record),
                 repeats if repeats > 0 else self._first - repeats,
                 self._micros - self._shift,
             )
@@ -655,18 +618,13 @@ class RowWriter:
             for record, repeats in result.duplicates
         ]
 
-
-def _received(portion: Portion, record: Record) -> tuple[Any, ...]:
-    return (
-        portion.held.source_id,
-        portion.lane.group_id,
-        portion.lane.topic,
-        portion.lane.partition,
-        record.offset,
-        record.key,
-        encode_headers(record.headers),
-        record.timestamp,
-    )
+    def failures(self, decided: Sequence[Decided]) -> list[tuple[Any, ...]]:
+        """Return the rows of failures."""
+        return [
+            failure_row(failed, self._micros - self._shift, self._shift)
+            for result in decided
+            for failed in result.failed
+        ]
 
 
 def failure_row(failed: Failed, recorded: int, shift: int) -> tuple[Any, ...]:
@@ -682,62 +640,9 @@ def failure_row(failed: Failed, recorded: int, shift: int) -> tuple[Any, ...]:
         said.event_type,
         said.event_version,
         failed.park_id,
-        0,
+        int(failed.error is None),
         *failed.explained,
-        1,
+        failed.attempts,
         recorded,
         recorded,
     )
-
-
-def park_id(portion: Portion, record: Record) -> bytes | None:
-    """Return what later records of the same key wait behind; None parks alone."""
-    if record.key is None or portion.listener.park != "key":
-        return None
-    lane = portion.lane
-    parts = (lane.source, lane.topic, lane.group_id, str(lane.partition))
-    where = b"".join(map(text_field, parts)) + record.key
-    return blake2b(where, digest_size=16).digest()
-
-
-def fingerprint_of(error: BaseException) -> str:
-    """Return what groups failures: the error's class and the place it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = (
-        f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].name}" if frames else ""
-    )
-    text = f"{type(error).__module__}.{type(error).__qualname__}:{place}"
-    return blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _what_can_be_told(handler: Handler, payload: Any) -> Ack:
-    """Return what the handler's extractors say; an error in one says nothing."""
-    said: dict[str, Any] = {}
-    for hook in ("entity_id", "event_time", "event_type", "event_version"):
-        if payload is None or not is_overridden(handler, hook):
-            continue
-        try:
-            value = getattr(handler, hook)(payload)
-            ack(**{"entity_id": None, "event_time": None, hook: value})
-        except (Exception, SystemExit):  # noqa: BLE001, S112 - the record's error counts
-            continue
-        said[hook] = value
-    return ack(**({"entity_id": None, "event_time": None} | said))
-
-
-def _capped(lines: list[str]) -> list[str]:
-    kept: list[str] = []
-    size = 0
-    for line in "".join(lines).splitlines():
-        size += len(line)
-        if size > BACKTRACE_BYTES:
-            kept.append("… cut")
-            break
-        kept.append(line)
-    return kept
-
-
-def _storable(text: str) -> str:
-    """Return a text that both databases take: no NUL, no lone surrogates."""
-    shown = text.replace("\0", "\\x00")[:BACKTRACE_BYTES]
-    return shown.encode(errors="backslashreplace").decode()

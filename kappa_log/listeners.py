@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from kappa_log.codec import Decoder, decoder_named
-from kappa_log.config import Config, ListenerConfig
+from kappa_log.config import BackoffConfig, Config, ListenerConfig
 from kappa_log.errors import ConfigError, UsageError
 from kappa_log.handler import (
     FieldHandler,
@@ -37,6 +39,12 @@ class Listener(msgspec.Struct, frozen=True):
     key_path: tuple[str, ...] = ()
     """Field of the payload that becomes the key; for files alone."""
     park: str = "key"
+    max_retries: int | None = None
+    """How often a record is tried again in its place; None for ever."""
+    backoff: BackoffConfig = BackoffConfig()
+    told: Mapping[str, Any] = {}
+    """What handlers are told of a record that was imported: what they were told then,
+    where that says listener_id or checksum."""
 
 
 def listener_for(
@@ -115,11 +123,27 @@ def sections_named(config: Config, ids: Sequence[str]) -> list[ListenerConfig]:
         twice = [i for i in known if sum(c.id == i for c in config.listeners) > 1]
         msg = f"two listeners are {twice[0]}: one topic of a group has one listener"
         raise ConfigError(msg)
+    _check_patterns(config.listeners)
     for wanted in ids:
         if wanted not in known:
             msg = f"there is no listener '{wanted}'; there are: {', '.join(known)}"
             raise UsageError(msg)
     return [known[wanted] for wanted in ids or known]
+
+
+def _check_patterns(listeners: Sequence[ListenerConfig]) -> None:
+    """Refuse a topic that a pattern of the same group has already.
+
+    Kafka gives its partitions to either, so chance would choose the handler.
+    """
+    for one, other in permutations(listeners, 2):
+        is_topic = not other.is_pattern
+        if is_topic and one.group_id == other.group_id and one.covers(other.topic):
+            msg = (
+                f"listeners {one.id} and {other.id} both read topic {other.topic}: one "
+                "topic of a group has one listener"
+            )
+            raise ConfigError(msg)
 
 
 def field_listener(
@@ -154,4 +178,6 @@ def configured_listener(found: ListenerConfig, folder: Path) -> Listener:
         decoder=decoder_named(found.decoder),
         dedupe=check_dedupe(found.dedupe),
         park=found.park,
+        max_retries=found.max_retries,
+        backoff=found.backoff,
     )

@@ -54,6 +54,41 @@ class ProjectionStatus(msgspec.Struct, frozen=True):
     stale: list[str]
     """Fingerprints in which the live build differs from the registered code."""
     columns: list[str]
+    key_columns: list[str]
+    """The first of the columns."""
+
+
+class CursorStatus(msgspec.Struct, frozen=True):
+    """How far a live build is behind the head."""
+
+    projection: str
+    build: int
+    cursor: Position
+    lag: Lag
+    updated_at: datetime
+
+
+def cursor_statuses(
+    connection: sa.Connection, database: Database, clock: Callable[[], datetime]
+) -> list[CursorStatus]:
+    """Return the cursors of all live builds, by projection."""
+    head = log.head(connection, database).position
+    return [
+        CursorStatus(
+            projection=build.projection,
+            build=build.number,
+            cursor=build.cursor,
+            lag=lag(
+                build.cursor,
+                head,
+                log.recorded_after(connection, database, build.cursor),
+                clock(),
+            ),
+            updated_at=build.updated_at,
+        )
+        for build in builds.of(connection, database)
+        if build.role == "live"
+    ]
 
 
 def projection_status(
@@ -97,6 +132,7 @@ def projection_status(
         lag=behind,
         stale=stale,
         columns=layout.names if layout else [],
+        key_columns=[column.name for column in layout.keys] if layout else [],
     )
 
 

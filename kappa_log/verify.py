@@ -399,6 +399,9 @@ class _LogCheck:
             sums = lanes.setdefault(_lane_of(row), _Sums())
             if row.kind == "admit":
                 sums.duplicates -= row.acked
+            elif row.kind == "retry":
+                sums.failures -= row.acked + row.skipped + row.duplicate
+                sums.duplicates += row.duplicate
             elif row.kind in ("batch", "rewind", "gap"):
                 sums.duplicates += row.duplicate
                 sums.failures += row.failed + row.parked

@@ -29,12 +29,14 @@ from typing_extensions import override
 from kappa_log import errors
 from kappa_log.cli import (
     db,
+    failures,
     kafka,
     log,
     output,
     projections,
     reading,
     replay,
+    serve,
     start,
 )
 from kappa_log.cli.params import Commands, Options
@@ -47,6 +49,7 @@ EXIT_CODES: Mapping[type[errors.KappaLogError], int] = {
     errors.ProjectionError: 1,
     errors.HandlerError: 1,
     errors.DecodeError: 65,
+    errors.RetryFailed: 3,
     errors.SourceError: 69,
     errors.SourceDiverged: 65,
     errors.SourceGap: 69,
@@ -56,6 +59,7 @@ EXIT_CODES: Mapping[type[errors.KappaLogError], int] = {
     errors.DatabaseUnavailable: 69,
     errors.AlreadyRunning: 75,
     errors.Fenced: 75,
+    errors.LostRace: 75,
     errors.CursorConflict: 75,
     errors.SchemaOutOfDate: 78,
 }
@@ -107,11 +111,14 @@ for _command in (
     kafka.produce,
     reading.events,
     reading.duplicates,
-    reading.failures,
+    failures.failures,
     projections.project,
     replay.replay,
     projections.projections,
     log.verify,
+    serve.serve,
+    serve.token,
+    serve.init_events_api,
 ):
     cli.add_command(_command)
 

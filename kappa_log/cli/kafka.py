@@ -281,4 +281,6 @@ def _print_produced(report: ProduceReport) -> None:
     )
     for partition, records in report.partitions.items():
         output.line(f"  partition {partition}: {records:,}")
+    if report.held_back:
+        output.line("  the last line has no line end and is no JSON: left out")
     output.next_steps("kappa-log lag", "kappa-log consume --until-end")

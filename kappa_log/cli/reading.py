@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -99,12 +98,26 @@ def show_event(app: KappaLog, /, *, position: int, as_json: bool) -> None:
             ("recorded_at", event.recorded_at),
             ("timestamp", event.timestamp),
             ("key", event.key),
-            *_headers(event.headers),
+            *header_fields(event.headers),
             ("checksum", event.checksum),
             ("message_id", event.message_id),
             ("payload", event.payload_text),
         ]
     )
+
+
+@events.command("retry")
+@click.argument("position", type=POSITION)
+@json_option
+@pass_app
+def retry_event(app: KappaLog, /, *, position: int, as_json: bool) -> None:
+    """Hand the event at POSITION to its handler again; nothing is stored."""
+    acknowledged = app.retry_event(position)
+    if as_json:
+        output.print_json(output.to_json({"acknowledged": acknowledged}))
+        return
+    outcome = "acknowledges it" if acknowledged else "would skip it now"
+    output.line(f"event {position:,}: its handler {outcome}")
 
 
 @events.command()
@@ -159,7 +172,10 @@ def _print_tailed(event: Event) -> None:
     output.line(f"{event.position:>10,}  {'  '.join(facts)}")
 
 
-def _headers(headers: Iterable[tuple[str, bytes | None]]) -> list[tuple[str, object]]:
+def header_fields(
+    headers: Iterable[tuple[str, bytes | None]],
+) -> list[tuple[str, object]]:
+    """Return headers as names and values to print."""
     return [(f"header {output.safe(name)}", value) for name, value in headers]
 
 
@@ -224,74 +240,3 @@ def admit(
         return
     output.line(f"duplicate {identifier} is the event at position {position:,} now")
     output.next_steps(f"kappa-log events show {position}", "kappa-log project")
-
-
-# --- failures ----------------------------------------------------------------
-
-
-@click.group(cls=Commands)
-def failures() -> None:
-    """Look at records that could not become events."""
-
-
-@failures.command("list")
-@limit_option(50)
-@json_option
-@pass_app
-def list_failures(app: KappaLog, /, *, limit: int, as_json: bool) -> None:
-    """List failures, newest first."""
-    found = app.failures(limit=limit)
-    if as_json:
-        for failure in found:
-            output.print_json(output.to_json(failure))
-        return
-    if not found:
-        output.say("There is no failure: each record became an event or was skipped.")
-        output.next_steps("kappa-log events list")
-        return
-    output.print_table(
-        ("id", "topic", "source", "offset", "attempts", "error"),
-        [
-            (
-                f.id,
-                f.topic,
-                f.source,
-                f.offset,
-                f.attempts,
-                f"{f.error_class}: {f.error_message}",
-            )
-            for f in found
-        ],
-    )
-    output.next_steps(f"kappa-log failures show {found[0].id}")
-
-
-@failures.command("show")
-@click.argument("identifier", metavar="ID", type=IDENTIFIER)
-@json_option
-@pass_app
-def show_failure(app: KappaLog, /, *, identifier: int, as_json: bool) -> None:
-    """Show all of the failure ID: its record, and its error."""
-    failure = app.failure(identifier)
-    if as_json:
-        output.print_json(output.to_json(failure))
-        return
-    output.print_fields(_failure_fields(failure))
-    for text in failure.error_backtrace:
-        output.line(f"  {output.safe_lines(text.rstrip())}")
-
-
-def _failure_fields(failure: Any) -> Iterable[tuple[str, object]]:
-    last: dict[str, datetime | object] = {
-        "key": failure.key,
-        "value": failure.value,
-        "error": f"{failure.error_class}: {failure.error_message}",
-    }
-    plain = (
-        "id", "topic", "group_id", "source", "partition", "offset", "timestamp",
-        "entity_id", "event_type", "event_version", "event_time", "parked",
-        "attempts", "first_at", "last_at", "fingerprint", "checksum",
-    )  # fmt: skip
-    yield from ((name, getattr(failure, name)) for name in plain)
-    yield from _headers(failure.headers)
-    yield from last.items()

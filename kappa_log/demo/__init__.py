@@ -1,4 +1,4 @@
-"""Demo: a shop's orders through all of kappa_log, in a folder of their own."""
+"""Demo: a shop's orders, from a broker through all of kappa_log, in one process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FOLDER = Path("kappa-log-demo")
 
 
 def run(*, events: int = 2000, folder: Path | None = None, once: bool = False) -> int:
-    """Show orders coming in, three projections, a mended one replayed and promoted.
+    """Show orders coming by Kafka, three projections, a mended one replayed, promoted.
 
     Args:
         events: Events to make up.

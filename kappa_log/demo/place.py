@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 from kappa_log.config import ENV_PREFIX, FILE_NAME, packaged
@@ -21,10 +20,15 @@ url = "sqlite:///kappa_log.db"
 [projections]
 modules = ["projections"]
 
+# The demo's own broker ends with it. With one that stays, try: kappa-log run
+# [kafka]
+# "bootstrap.servers" = "localhost:9092"
+
 [[listeners]]
 topic = "orders"
 group_id = "shop"
 handler = "handlers:OrdersHandler"
+max_retries = 0                # what fails is kept at once; without this, tried again
 """
 
 HANDLERS = '''\
@@ -45,7 +49,8 @@ class OrdersHandler(Handler):
         return ack(payload["order_id"], payload["time"], payload["type"])
 '''
 
-ORDERS = "orders.jsonl"
+NAMES = ("orders", "product_sales", "daily_revenue")
+"""The projections over the shop's orders."""
 
 MENDED = "projections/daily_revenue.py"
 """The fold that has a bug at first. What it lacks:"""
@@ -65,11 +70,8 @@ _FIX = (
 )
 
 
-def make(folder: Path, lines: Iterable[str]) -> int:
-    """Fill a fresh folder with settings, handler, projections and orders.
-
-    Returns:
-        How many lines of orders were written.
+def make(folder: Path) -> None:
+    """Fill a fresh folder with settings, handler and projections.
 
     Raises:
         UsageError: The folder is not empty and no demo made it, or variables are
@@ -80,20 +82,9 @@ def make(folder: Path, lines: Iterable[str]) -> int:
     (folder / FILE_NAME).write_text(SETTINGS, encoding="utf-8")
     (folder / "handlers.py").write_text(HANDLERS, encoding="utf-8")
     (folder / "projections").mkdir()
-    for example in packaged("projections").glob("*.py"):
-        shutil.copy(example, folder / "projections")
+    for name in ("__init__", *NAMES):
+        shutil.copy(packaged("projections") / f"{name}.py", folder / "projections")
     (folder / MENDED).write_text(unmended(mended()), encoding="utf-8")
-    return append(folder, lines)
-
-
-def append(folder: Path, lines: Iterable[str]) -> int:
-    """Write lines at the end of the orders; return how many."""
-    written = 0
-    with (folder / ORDERS).open("a", encoding="utf-8") as file:
-        for line in lines:
-            file.write(line + "\n")
-            written += 1
-    return written
 
 
 def mend(folder: Path) -> None:

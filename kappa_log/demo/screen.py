@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from textwrap import wrap
+from typing import NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,6 +20,19 @@ WIDTH = 80
 
 _INDENT = 3
 """Of all that stands below a step's title."""
+
+_LINE_SECONDS = 5.0
+"""How often a live view writes a line where nothing can be drawn over."""
+
+
+class Rows(NamedTuple):
+    """Rows that stand below each other."""
+
+    cells: Sequence[Sequence[str]]
+    columns: Sequence[str] = ()
+    """Headings, if the rows need them."""
+    right: str = ""
+    """Indices of the columns whose cells stand right."""
 
 
 class Screen:
@@ -56,43 +71,9 @@ class Screen:
         for line in wrap(text, self._console.width - _INDENT):
             self._console.print(Text(indent + line, style), soft_wrap=True)
 
-    def rows(
-        self,
-        rows: Iterable[Sequence[str]],
-        columns: Sequence[str] = (),
-        right: str = "",
-    ) -> None:
-        """Write aligned rows.
-
-        Args:
-            rows: The cells of each row.
-            columns: Headings, if the rows need them.
-            right: Indices of the columns whose cells stand right.
-        """
-        self._console.print(self._table(rows, columns, right))
-
-    def _table(
-        self,
-        rows: Iterable[Sequence[str]],
-        columns: Sequence[str] = (),
-        right: str = "",
-    ) -> Padding:
-        cells = [[Text(cell) for cell in row] for row in rows]
-        table = Table(
-            box=None,
-            show_header=bool(columns),
-            padding=(0, 2, 0, 0),
-            header_style="dim",
-        )
-        for index in range(len(cells[0])):
-            table.add_column(
-                columns[index] if columns else "",
-                justify="right" if str(index) in right else "left",
-                no_wrap=index < len(cells[0]) - 1,
-            )
-        for row in cells:
-            table.add_row(*row)
-        return Padding(table, (0, 0, 0, _INDENT))
+    def rows(self, rows: Rows) -> None:
+        """Write aligned rows."""
+        self._console.print(_table(rows))
 
     def changed_lines(self, before: str, after: str) -> None:
         """Show the lines in which two versions of a file differ."""
@@ -123,16 +104,52 @@ class Screen:
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
     @contextmanager
-    def live(self) -> Iterator[Callable[[list[tuple[str, ...]], str], None]]:
-        """Give a function that draws rows over those before, with a note below."""
-        with Live(console=self._console, auto_refresh=False) as area:
+    def live(self) -> Iterator[Callable[[Iterable[Rows], Iterable[str], str], None]]:
+        """Give a function that draws tables and notes over those before.
 
-            def show(rows: list[tuple[str, ...]], note: str) -> None:
+        Where nothing can be drawn over, it writes its last argument now and then.
+        """
+        last = -_LINE_SECONDS
+        with Live(
+            console=self._console,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ) as area:
+
+            def show(tables: Iterable[Rows], notes: Iterable[str], line: str) -> None:
+                nonlocal last
                 if self.is_terminal:
-                    below = Padding(Text(note, "dim"), (0, 0, 0, _INDENT))
-                    parts = [self._table(rows, right="0")] if rows else []
-                    area.update(Group(*parts, *([below] if note else [])), refresh=True)
-                elif rows:
-                    self.say("  ".join(rows[-1]))
+                    parts = [part for rows in tables for part in (_table(rows), "")]
+                    area.update(Group(*parts, *map(_note, notes)), refresh=True)
+                elif time.monotonic() - last >= _LINE_SECONDS:
+                    last = time.monotonic()
+                    self.say(line)
 
             yield show
+
+
+def _table(rows: Rows) -> Padding:
+    cells = [[Text(cell) for cell in row] for row in rows.cells]
+    table = Table(
+        box=None,
+        show_header=bool(rows.columns),
+        padding=(0, 2, 0, 0),
+        header_style="dim",
+    )
+    width = len(rows.columns or rows.cells[0])
+    for index in range(width):
+        table.add_column(
+            rows.columns[index] if rows.columns else "",
+            justify="right" if str(index) in rows.right else "left",
+            no_wrap=index < width - 1,
+        )
+    for row in cells:
+        table.add_row(*row)
+    return Padding(table, (0, 0, 0, _INDENT), expand=False)
+
+
+def _note(text: str) -> Padding:
+    """Return one line, cut if it is longer: what is drawn over must not grow."""
+    line = Text(" ".join(text.split()), "dim", no_wrap=True, overflow="ellipsis")
+    return Padding(line, (0, _INDENT, 0, _INDENT), expand=False)

@@ -1,7 +1,7 @@
 """The shop: a tea shop's orders, made up from a seed and no clock.
 
-The same number of events gives the same lines on every machine. As from any real
-till, some lines are broken, and some come twice.
+The same number of events gives the same records on every machine. As from any real
+till, some are broken, and some come twice.
 """
 
 from __future__ import annotations
@@ -13,10 +13,21 @@ from datetime import UTC, datetime, timedelta
 from heapq import heappop, heappush
 from itertools import count
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 Happening = dict[str, Any]
-"""One thing that happened to an order, as it goes into a line of JSON."""
+"""One thing that happened to an order, as it goes into a record's JSON."""
+
+
+class Record(NamedTuple):
+    """What the till sends."""
+
+    days: str
+    """When it is sent: a date without its last digit, so about ten days of a month."""
+    key: str
+    """The order, so that all that happens to it is in one partition."""
+    value: str
+
 
 START = datetime(2026, 1, 1, 8, tzinfo=UTC)
 """When the shop opens."""
@@ -28,13 +39,13 @@ DAYS = 59
 """How long it takes until all events have happened, more or less."""
 
 REPEATED = 3
-"""Lines that come again when the till loses its connection."""
+"""Records that come again when the till loses its connection."""
 
 POISON = (
-    '{"type": "order_placed", "order_id": "o-77", "time": "2026-01-1',
-    '{"type": "order_paid", "order_id": "o-78", "order_id": "o-79", "cents": 890}',
-    '{"type": "order_shipped", "time": "2026-02-03T11:00:00Z"}',
-    '{"type": "order_paid", "order_id": "o-80", "time": "2026-02-30T12:00:00Z"}',
+    ("o-76", '{"type": "order_placed", "order_id": "o-76", "time": "2026-01-1'),
+    ("o-77", '{"type": "order_paid", "order_id": "o-77", "order_id": "o-78"}'),
+    ("o-79", '{"type": "order_shipped", "time": "2026-02-03T11:00:00Z"}'),
+    ("o-80", '{"type": "order_paid", "order_id": "o-80", "time": "2026-02-30T12:00Z"}'),
 )
 """Cut off; a key twice; without an order; on a day that there is not."""
 
@@ -75,30 +86,28 @@ def happenings(events: int) -> Iterator[Happening]:
             yield heappop(later)[2]
 
 
-def lines(found: Iterable[Happening], events: int) -> Iterator[str]:
-    """Yield so many happenings as lines of JSON, and what else the till writes.
+def records(found: Iterable[Happening], events: int) -> Iterator[Record]:
+    """Yield happenings as records, and what else the till sends.
 
-    Heartbeats come once a day, `POISON` and repeated lines at places of their own.
+    Heartbeats come once a day; in each so many events there are `POISON` and repeated
+    records at places of their own.
     """
     poison = {events * n // (len(POISON) + 1): bad for n, bad in enumerate(POISON, 1)}
     repeats = {events // 3, 2 * events // 3}
-    last: deque[str] = deque(maxlen=REPEATED)
+    last: deque[Record] = deque(maxlen=REPEATED)
     today = ""
-    for number, happening in enumerate(found, 1):
+    for number, happening in enumerate(found):
         if happening["time"][:10] != today:
             today = happening["time"][:10]
-            yield as_line({"type": "heartbeat", "time": f"{today}T00:00:00Z"})
-        last.append(as_line(happening))
+            beat = {"type": "heartbeat", "time": f"{today}T00:00:00Z"}
+            yield Record(today[:-1], "till", json.dumps(beat))
+        last.append(Record(today[:-1], happening["order_id"], json.dumps(happening)))
         yield last[-1]
-        if number in poison:
-            yield poison[number]
-        if number in repeats:
+        place = number % events + 1
+        if place in poison:
+            yield Record(today[:-1], *poison[place])
+        if place in repeats:
             yield from last
-
-
-def as_line(happening: Happening) -> str:
-    """Return a happening as JSON text."""
-    return json.dumps(happening)
 
 
 def _order(chance: Random, order_id: str, placed: datetime) -> Iterator[Happening]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -39,6 +40,7 @@ FATAL = frozenset(
         KafkaError.FENCED_INSTANCE_ID,
         KafkaError.GROUP_AUTHORIZATION_FAILED,
         KafkaError.INCONSISTENT_GROUP_PROTOCOL,
+        KafkaError.INVALID_SESSION_TIMEOUT,
         KafkaError.SASL_AUTHENTICATION_FAILED,
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
         KafkaError.UNSUPPORTED_SASL_MECHANISM,
@@ -102,6 +104,13 @@ def admin(config: Config, on_error: OnError) -> AdminClient:
     return _made(AdminClient, settings)
 
 
+def refresh_seconds(config: Config) -> float:
+    """Return how often the client asks which topics there are; it may be never."""
+    name = "topic.metadata.refresh.interval.ms"
+    milliseconds = float(config.kafka.get(name, DEFAULTS[name]))
+    return math.inf if milliseconds < 0 else milliseconds / 1000
+
+
 def is_cooperative(config: Config) -> bool:
     """Tell whether partitions come and go one by one, or all at once."""
     if config.kafka.get("group.protocol", "classic") == "consumer":
@@ -114,7 +123,7 @@ def source_error(doing: str, error: BaseException | KafkaError) -> SourceError:
     """Return librdkafka's error as ours: what was done, to which cluster, why not."""
     found = error.args[0] if isinstance(error, KafkaException) else error
     text = found.str() if isinstance(found, KafkaError) else str(found)
-    return SourceError(f"{doing}: {text}")
+    return SourceError(f"{doing}: {text or 'time ran out'}")
 
 
 def is_fatal(error: KafkaError) -> bool:
@@ -133,6 +142,10 @@ def _common(config: Config) -> dict[str, Any]:
     if "group.id" in settings:
         msg = "kafka.group.id is not for [kafka]: each listener has its group_id"
         raise ConfigError(msg)
+    for name, given in settings.items():
+        if isinstance(given, list | dict):
+            msg = f"kafka.{name} is {given!r}; librdkafka takes one text for it"
+            raise ConfigError(msg)
     for name, ours in OWNED.items():
         given = settings.get(name, ours)
         if str(given).lower() != str(ours).lower():

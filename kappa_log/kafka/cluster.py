@@ -6,10 +6,13 @@ offsets of the one are never taken for offsets of the other.
 
 from __future__ import annotations
 
+import re
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from confluent_kafka import (
@@ -26,7 +29,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from kappa_log.config import Config, ListenerConfig
-from kappa_log.errors import SourceError
+from kappa_log.errors import SourceError, UsageError
 from kappa_log.kafka import client
 
 _MOCK = "mockCluster"
@@ -34,6 +37,9 @@ _MOCK = "mockCluster"
 
 _NO_ID = "AAAAAAAAAAAAAAAAAAAAAA"
 """A topic's id as brokers before 2.8 give it."""
+
+_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+"""What a topic may be called; the client's library dies of some other texts."""
 
 
 class Topic(msgspec.Struct, frozen=True):
@@ -78,13 +84,17 @@ class Cluster:
         """Return the names of all topics, sorted, but for Kafka's own."""
         return sorted(n for n in self._metadata().topics if not n.startswith("__"))
 
+    def begin_topic_names(self) -> Future[list[str]]:
+        """Ask for the names of all topics, and do not wait for them."""
+        return _begun(self.topic_names)
+
     def topics_of(self, listener: ListenerConfig) -> dict[str, Topic]:
         """Return the topics that a listener covers, as they are now.
 
         Raises:
             SourceError: The cluster does not answer, or has no such topic.
         """
-        if listener.topic.startswith("^"):
+        if listener.is_pattern:
             return self.topics([n for n in self.topic_names() if listener.covers(n)])
         found = self.topics([listener.topic])
         if not found:
@@ -93,13 +103,14 @@ class Cluster:
 
     def topics(self, names: Sequence[str]) -> dict[str, Topic]:
         """Return name → topic of those that are there."""
+        names = [name for name in names if _NAME.fullmatch(name)]
         if not names:
             return {}
         if self.id.startswith(_MOCK):
             return self._without_ids(names)
         found: dict[str, Topic] = {}
-        wanted = self._admin.describe_topics(
-            TopicCollection(list(names)), request_timeout=client.SECONDS
+        wanted = self._asked.describe_topics(
+            TopicCollection(names), request_timeout=client.SECONDS
         )
         for name, future in wanted.items():
             try:
@@ -128,13 +139,20 @@ class Cluster:
         """Make a topic, with the cluster's own defaults.
 
         Raises:
+            UsageError: No topic can have that name, or so many partitions.
             SourceError: The cluster refuses; one that is there is not changed.
         """
-        future = self._admin.create_topics([NewTopic(name, partitions)])[name]
+        if not _NAME.fullmatch(name):
+            msg = f"{name!r} is no name of a topic: 1 to 249 of a-z, A-Z, 0-9, . _ -"
+            raise UsageError(msg)
+        msg = f"topic {name} cannot be made"
         try:
+            future = self._asked.create_topics([NewTopic(name, partitions)])[name]
             future.result(client.SECONDS + 1)
+        except ValueError as error:
+            msg = f"{msg}: {error}"
+            raise UsageError(msg) from None
         except (KafkaException, TimeoutError) as error:
-            msg = f"topic {name} cannot be made"
             raise client.source_error(msg, error) from error
         end = time.monotonic() + client.SECONDS
         while name not in self.topics([name]) and time.monotonic() < end:
@@ -168,7 +186,7 @@ class Cluster:
         if not partitions:
             return {}
         found: dict[tuple[str, int], int] = {}
-        asked = self._admin.list_offsets(
+        asked = self._asked.list_offsets(
             {TopicPartition(topic, number): spec for topic, number in partitions},
             isolation_level=IsolationLevel.READ_COMMITTED,
             request_timeout=client.SECONDS,
@@ -197,18 +215,45 @@ class Cluster:
             raise self._unanswered(what, error) from error
 
     def _metadata(self) -> Any:
-        try:
-            return self._admin.list_topics(timeout=client.SECONDS)
-        except KafkaException as error:
-            raise self._unanswered("its topics", error) from error
+        admin = self._asked
+        return self._result(
+            "its topics", _begun(lambda: admin.list_topics(timeout=client.SECONDS))
+        )
+
+    @property
+    def _asked(self) -> AdminClient:
+        """The client; what failed before does not tell why it may fail now."""
+        self._admin.poll(0)
+        self._last = None
+        return self._admin
 
     def _unanswered(self, what: str, error: BaseException) -> SourceError:
         # What failed in the background says more than that time ran out.
+        self._admin.poll(0)
         told = self._last if self._last is not None else error
         return client.source_error(f"{self.label} gives no answer about {what}", told)
 
     def _failed(self, error: KafkaError) -> None:
-        self._last = error
+        # That all brokers are down says less than why the last one is.
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
+            self._last = error
+
+
+T = TypeVar("T")
+
+
+def _begun(work: Callable[[], T]) -> Future[T]:
+    """Do something in a thread: Ctrl-C does not reach into the client's own waits."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:  # noqa: BLE001 - raised where it is awaited
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="metadata", daemon=True).start()
+    return future
 
 
 _ABSENT = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_EXCEPTION})

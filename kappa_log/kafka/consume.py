@@ -24,13 +24,15 @@ from confluent_kafka import (
 )
 
 from kappa_log.config import Config, ListenerConfig
-from kappa_log.errors import Fenced, KappaLogError
+from kappa_log.decide import Portion, Stopped
+from kappa_log.errors import Fenced, KappaLogError, SourceError
 from kappa_log.events import Position
-from kappa_log.ingest import Clock, Committed, Portion, ingest_batch, started_handler
+from kappa_log.ingest import Clock, Committed, ingest_batch, started_handler
 from kappa_log.kafka import client
 from kappa_log.kafka.cluster import Cluster
-from kappa_log.kafka.lanes import At, LaneKeeper
+from kappa_log.kafka.lanes import At, Held, LaneKeeper
 from kappa_log.kafka.partitions import Partitions, at_of
+from kappa_log.kafka.subscription import Subscription
 from kappa_log.kafka.trouble import FIRST_WAIT, Trouble
 from kappa_log.kafka.writer import Writer
 from kappa_log.listeners import Listener
@@ -54,6 +56,9 @@ CLOSE_SECONDS = 1.0
 
 EMPTY_SECONDS = 3.0
 """How long nothing must be assigned until that counts as the end."""
+
+LOOK_SECONDS = 5.0
+"""How often to look whether somebody went back to earlier offsets."""
 
 MAX_FENCED = 20
 """How often in a row a lane may be lost to somebody while Kafka says it is ours."""
@@ -161,6 +166,9 @@ class Consumption:
         self._consumer = client.consumer(
             config, section.group_id, section.topic, self._on_error
         )
+        self._subscription = Subscription(
+            config, self._cluster, section, self._subscribe
+        )
         self._partitions = Partitions(
             self._consumer,
             self._keeper,
@@ -168,7 +176,11 @@ class Consumption:
         )
         self._writer: Writer[Committed] = Writer(f"write {section.id}")
         self._in_hand: list[Portion] = []
+        self._looker: Writer[list[Held]] = Writer(f"look {section.id}")
+        self._look_at = 0.0
         self._trouble = Trouble(self._tell)
+        self._has_failed = False
+        """Whether the last batch could not be written: then only writing is proof."""
         self._failure: Exception | None = None
         self._fenced = 0
         self._assigned_at: float | None = None
@@ -187,17 +199,14 @@ class Consumption:
             StorageError: The database refuses for good; what was committed is kept.
         """
         started = time.monotonic()
-        if not self._keeper.begin():
-            self._tell("no topic matches yet; waiting")
+        topics = self._keeper.begin()
+        if not topics:
+            self._tell("no topic matches yet")
+            self._assigned_at = started
         is_read = False
         with started_handler(self._listener.handler):
             try:
-                self._consumer.subscribe(
-                    [self._section.topic],
-                    on_assign=self._on_assign,
-                    on_revoke=self._on_revoke,
-                    on_lost=self._on_lost,
-                )
+                self._subscription.to(topics)
                 while not (stop.is_set() or is_read):
                     self._turn()
                     is_read = self._options.until_end and self._is_read()
@@ -214,6 +223,8 @@ class Consumption:
         """Poll once, take in what came, hand a batch over if the writer is free."""
         if self._failure is not None:
             raise self._failure
+        self._look_for_topics()
+        self._look_at_lanes()
         self._settle()
         room = self._batch_size - self._partitions.gathered
         if room > 0:
@@ -290,6 +301,7 @@ class Consumption:
         except KappaLogError as error:
             if not error.retryable:
                 raise
+            self._has_failed = True
             self._trouble.came(error)
             self._partitions.reset()
         else:
@@ -298,11 +310,16 @@ class Consumption:
 
     def _move(self, done: Committed) -> None:
         self._fenced = 0
+        self._has_failed = False
         self._trouble.is_over()
         for portion in self._in_hand:
-            if self._partitions.written(portion):
-                at = portion.lane.topic, portion.lane.partition
-                self._marks.reached(at, portion.to_offset)
+            at = portion.lane.topic, portion.lane.partition
+            stopped = done.stopped.get(portion.lane)
+            end = portion.to_offset if stopped is None else stopped.offset
+            if self._partitions.written(portion, end):
+                self._marks.reached(at, end)
+                if stopped is not None:
+                    self._hold_back(at, stopped)
         self._marks.commit()
         self._tally.add(done)
         self._watch.on_progress(
@@ -313,6 +330,14 @@ class Consumption:
                 last_position=self._tally.last_position,
                 behind=self._partitions.behind,
             )
+        )
+
+    def _hold_back(self, at: At, stopped: Stopped) -> None:
+        """Try a record again later; its partition waits, all others go on."""
+        self._partitions.hold_back(at, stopped, self._listener.backoff)
+        self._trouble.say(
+            f"{at[0]} partition {at[1]} waits at offset {stopped.offset}: "
+            f"{stopped.why}; it is tried again in its place"
         )
 
     # --- after trouble --------------------------------------------------------
@@ -329,6 +354,21 @@ class Consumption:
         self._trouble.wait(random.uniform(FIRST_WAIT, 5 * FIRST_WAIT))  # noqa: S311
         self._partitions.reset()
 
+    def _look_at_lanes(self) -> None:
+        """See in SQL, beside the polling, whether somebody went back.
+
+        Who writes finds out by being fenced; who has nothing to write would not.
+        """
+        if self._looker.is_busy and self._looker.wait(0):
+            self._look_at = time.monotonic() + LOOK_SECONDS
+            try:
+                self._partitions.unsettle(self._looker.outcome())
+            except KappaLogError as error:
+                self._trouble.say(str(error))
+        elif not self._looker.is_busy and time.monotonic() >= self._look_at:
+            held = self._partitions.held
+            self._looker.begin(lambda: self._keeper.moved(held))
+
     def _settle(self) -> None:
         """Find out where the lanes stand that are assigned, and seek there."""
         is_needed = self._partitions.unsettled and not self._writer.is_busy
@@ -343,11 +383,29 @@ class Consumption:
             return
         for gap in gaps:
             self._tell(gap)
-        self._trouble.is_over()
+        if not self._has_failed:
+            self._trouble.is_over()
         if self._partitions.unsettled:
             self._trouble.wait(5 * FIRST_WAIT)
 
     # --- what Kafka tells -----------------------------------------------------
+
+    def _subscribe(self, topics: list[str]) -> None:
+        if not topics:
+            self._consumer.unsubscribe()
+            return
+        self._consumer.subscribe(
+            topics,
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_lost,
+        )
+
+    def _look_for_topics(self) -> None:
+        try:
+            self._subscription.look()
+        except SourceError as error:
+            self._trouble.say(str(error))
 
     def _on_assign(self, _: Consumer, found: list[TopicPartition]) -> None:
         """Take lanes that are ours now, and begin them where SQL says."""
@@ -421,6 +479,8 @@ class Consumption:
         """Wait for the batch in hand; what is gathered behind it will come again."""
         if self._writer.wait(STOP_SECONDS):
             self._written()
+        else:
+            self._tell("its last batch did not end in time; it will come again")
         self._marks.commit(now=True)
         if self._failure is not None:
             raise self._failure

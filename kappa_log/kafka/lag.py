@@ -19,6 +19,9 @@ from kappa_log.records import Lane
 from kappa_log.storage import ledger
 from kappa_log.storage.database import Database
 
+_NO_TIME = -1
+"""A record's timestamp when its producer gave it none."""
+
 LOOK_SECONDS = 5.0
 """How long the oldest unread records are looked for."""
 
@@ -122,7 +125,7 @@ def _first_of_each(reader: Consumer, wanted: int) -> Iterator[tuple[At, int | No
         reader.pause([TopicPartition(*at)])
         if message.error() is None:
             kind, timestamp = message.timestamp()
-            yield at, timestamp if kind else None
+            yield at, timestamp if kind and timestamp != _NO_TIME else None
 
 
 def _age(at: At, times: dict[At, int | None], now: datetime) -> float | None:

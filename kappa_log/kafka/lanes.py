@@ -79,6 +79,7 @@ class LaneKeeper:
         self._clock = clock
         self._accept_gap = accept_gap
         self._reader = Reader(listener.dedupe, None)
+        self._has_begun = False
 
     def begin(self) -> list[str]:
         """Keep where each partition of the topics is to be begun; return the topics.
@@ -95,6 +96,7 @@ class LaneKeeper:
         spans = self._cluster.spans(_partitions(topics))
         with self._database.write() as connection:
             self._begin(connection, topics, spans)
+        self._has_begun = True
         return sorted(topics)
 
     def take(self, wanted: Iterable[At]) -> Taken:
@@ -135,6 +137,12 @@ class LaneKeeper:
                 if now is not None:
                     found[old.at] = Held(old.lane, now)
         return found
+
+    def moved(self, held: Iterable[Held]) -> list[Held]:
+        """Return those that SQL has elsewhere by now, or somebody else has."""
+        held = list(held)
+        found = self.reread(held)
+        return [old for old in held if found.get(old.at) != old]
 
     def rewind(self, at: At, to_offset: int) -> tuple[int, int]:
         """Go back to an offset that was read before; the ledger says so.
@@ -191,7 +199,8 @@ class LaneKeeper:
         known = ledger.known_lanes(
             connection, self._database, "kafka:", listener.group_id
         )
-        is_first = not any(listener.covers(lane.topic) for lane in known)
+        was_read = any(listener.covers(lane.topic) for lane in known)
+        is_first = not (was_read or self._has_begun)
         for at in sorted(_partitions(topics)):
             lane = self._lane(topics[at[0]], at[1])
             if lane in known or at not in spans:

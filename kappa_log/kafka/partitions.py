@@ -7,6 +7,8 @@ they will come again.
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,7 +21,8 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from kappa_log.ingest import Portion
+from kappa_log.config import BackoffConfig
+from kappa_log.decide import Portion, Stopped
 from kappa_log.kafka.lanes import At, Held, LaneKeeper
 from kappa_log.listeners import Listener
 from kappa_log.records import Record
@@ -32,6 +35,15 @@ class Intake(msgspec.Struct):
     """Offset after the last record: where the consumer itself stands."""
     records: list[Record] = []
     is_at_end: bool = False
+
+
+class _Later(msgspec.Struct, frozen=True):
+    """A record that is tried again, in its place, when its time comes."""
+
+    offset: int
+    attempt: int
+    until: float
+    """Of the monotonic clock."""
 
 
 class Partitions:
@@ -52,12 +64,15 @@ class Partitions:
         self._is_paused = False
         self._held: dict[At, Held] = {}
         self._intakes: dict[At, Intake] = {}
+        self._later: dict[At, _Later] = {}
         self.assigned: set[At] = set()
 
     @property
     def unsettled(self) -> set[At]:
-        """Those that records are not believed of yet."""
-        return self.assigned - self._intakes.keys()
+        """Those that records are not believed of yet, but for those that wait."""
+        now = time.monotonic()
+        waiting = {at for at, later in self._later.items() if now < later.until}
+        return self.assigned - self._intakes.keys() - waiting
 
     @property
     def gathered(self) -> int:
@@ -123,9 +138,12 @@ class Partitions:
             self._consumer.incremental_assign(parts)
         else:
             self._consumer.assign(parts)
-        for at in new & self._held.keys():
+        taken = new & self._held.keys()
+        for at in taken:
             self._intakes[at] = Intake(self._held[at].assignment.next_offset)
-        self._consumer.pause([TopicPartition(*at) for at in new - self._held.keys()])
+        # The client keeps in mind, beyond an assignment, that a partition was paused.
+        self._consumer.resume([TopicPartition(*at) for at in taken])
+        self._consumer.pause([TopicPartition(*at) for at in new - taken])
 
     def let_go(self, gone: Iterable[At]) -> None:
         """Drop what is not ours any more, and what was gathered of it."""
@@ -137,6 +155,16 @@ class Partitions:
         """Let a lane be taken anew."""
         self._held.pop(at, None)
         self._intakes.pop(at, None)
+        self._later.pop(at, None)
+
+    def unsettle(self, moved: Iterable[Held]) -> None:
+        """Believe nothing of lanes that were moved behind our back, until SQL is asked.
+
+        One that we moved ourselves since is another one by now.
+        """
+        for old in moved:
+            if self._held.get(old.at) == old:
+                self._intakes.pop(old.at, None)
 
     def reset(self) -> None:
         """Drop what is gathered; nothing is believed until SQL was asked again."""
@@ -218,10 +246,17 @@ class Partitions:
                     listener,
                     intake.records,
                     intake.position,
+                    attempt=self._attempts(at, held),
                 )
                 intake.records = []
 
-    def written(self, portion: Portion) -> bool:
+    def _attempts(self, at: At, held: Held) -> int:
+        """Return how often the next record of a lane was tried."""
+        later = self._later.get(at)
+        is_next = later is not None and later.offset == held.assignment.next_offset
+        return later.attempt if later is not None and is_next else 0
+
+    def written(self, portion: Portion, to_offset: int) -> bool:
         """Move a lane that was written; tell whether it still is ours.
 
         It may have been lost, and even taken anew, while it was written.
@@ -230,8 +265,26 @@ class Partitions:
         held = self._held.get(at)
         if held is None or held.assignment != portion.held:
             return False
-        self._held[at] = held.moved(portion.to_offset)
+        self._held[at] = held.moved(to_offset)
+        later = self._later.get(at)
+        if later is not None and later.offset < to_offset:
+            del self._later[at]
         return True
+
+    def hold_back(self, at: At, stopped: Stopped, backoff: BackoffConfig) -> None:
+        """Let a partition wait until its next record is tried again.
+
+        The wait doubles with each attempt, and is drawn from all of that span, so
+        that many records that wait for one service do not ask it all at once.
+        """
+        longest = min(
+            backoff.min_ms * 2 ** min(stopped.attempt - 1, 32), backoff.max_ms
+        )
+        wait = random.uniform(0, longest) / 1000  # noqa: S311
+        until = time.monotonic() + wait
+        self._later[at] = _Later(stopped.offset, stopped.attempt, until)
+        self._intakes.pop(at, None)
+        self._consumer.pause([TopicPartition(*at)])
 
     # --- flow -----------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from kappa_log.codec import decode, decoder_named
 from kappa_log.config import Config
 from kappa_log.errors import DecodeError, SourceError, UsageError
-from kappa_log.files import LineFile
+from kappa_log.files import Chunk, LineFile
 from kappa_log.handler import key_of, split_path
 from kappa_log.kafka import client
 from kappa_log.kafka.cluster import Cluster
@@ -43,6 +43,8 @@ class ProduceReport(msgspec.Struct, frozen=True):
     partitions: dict[int, int]
     """Partition → records acknowledged in it."""
     seconds: float
+    held_back: bool
+    """Whether a last line without line end was left out, since it is no JSON."""
 
 
 def produce(
@@ -66,25 +68,27 @@ def produce(
 
     Raises:
         UsageError: The topic is not there, or a line has no such field.
-        SourceError: The cluster refuses; the message says how much is in the topic.
+        SourceError: The file cannot be read, or the cluster refuses a record.
+        Whatever stops it, the message says how much is in the topic.
     """
     started = time.perf_counter()
     path = split_path("--key", key)
     _require_topic(Cluster(config), topic, partitions)
     sink = Sink(config, topic)
     blank = 0
-    for chunk in file.chunks(0, None, CHUNK):
+    for chunk in _chunks(file, sink):
         blank += chunk.blank
         for record in chunk.records:
             try:
                 sink.send(record.value, _key(record.value, path))
-            except DecodeError as error:
+            except (DecodeError, SourceError) as error:
                 sink.flush()
+                kind = UsageError if isinstance(error, DecodeError) else SourceError
                 msg = (
                     f"{file.file}, line {record.offset + 1}: {error}; the "
                     f"{sink.acknowledged:,} lines before it are in the topic"
                 )
-                raise UsageError(msg) from None
+                raise kind(msg) from None
         if on_progress is not None:
             on_progress(
                 ProduceProgress(
@@ -99,6 +103,7 @@ def produce(
         blank=blank,
         partitions=dict(sorted(sink.partitions.items())),
         seconds=time.perf_counter() - started,
+        held_back=file.held_back,
     )
 
 
@@ -109,6 +114,18 @@ def _require_topic(cluster: Cluster, topic: str, partitions: int | None) -> None
         msg = f"{cluster.no_topic(topic)}; make it by --partitions N"
         raise UsageError(msg)
     cluster.make_topic(topic, partitions)
+
+
+def _chunks(file: LineFile, sink: Sink) -> Iterator[Chunk]:
+    """Yield a file's lines, as far as it can be read."""
+    try:
+        yield from file.chunks(0, None, CHUNK)
+    except SourceError as error:
+        sink.flush()
+        # Unlike ingest, the next run begins anew.
+        why, _, _ = str(error).rpartition("; ")
+        msg = f"{why}; {sink.acknowledged:,} of its lines are in the topic"
+        raise SourceError(msg) from error
 
 
 def _key(value: bytes | None, path: tuple[str, ...]) -> bytes | None:
@@ -142,7 +159,7 @@ class Sink:
             except BufferError:
                 self._producer.poll(0.1)
             except KafkaException as error:
-                msg = f"topic {self._topic} takes no records"
+                msg = f"topic {self._topic} refuses it"
                 raise client.source_error(msg, error) from error
             else:
                 self._producer.poll(0)

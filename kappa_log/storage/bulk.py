@@ -7,7 +7,8 @@ so no datetime is made for a row that only passes through.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,7 +19,7 @@ from kappa_log.storage.schema import Instant
 PG_EPOCH_MICROS = 946_684_800_000_000
 """2000-01-01 in microseconds since 1970."""
 
-Rows = Sequence[Sequence[Any]]
+Rows = Iterable[Sequence[Any]]
 
 
 def time_shift(database: Database) -> int:
@@ -35,10 +36,14 @@ def insert_rows(
         connection: Open write transaction.
         table: Where to.
         names: The columns that the rows hold, in their order.
-        rows: One sequence a row.
+        rows: One sequence a row, taken one by one: PostgreSQL puts the first into its
+            indexes while the last are still made.
     """
-    if not rows:
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
         return
+    rows = chain((first,), rows)
     quote = connection.dialect.identifier_preparer.quote
     columns = ", ".join(map(quote, names))
     target = quote(table.name)
@@ -54,9 +59,11 @@ def insert_rows(
         ) as copy:
             copy.set_types(types)
             write = copy.write_row
+            given = 0
             for row in rows:
                 write(row)
-        assert cursor.rowcount == len(rows), "COPY took fewer rows than it was given"
+                given += 1
+        assert cursor.rowcount == given, "COPY took fewer rows than it was given"
 
 
 def _copy_type(column_type: sa.types.TypeEngine[Any]) -> str:

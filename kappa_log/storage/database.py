@@ -75,7 +75,7 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """Open a transaction that sees one snapshot and writes nothing."""
-        with self._translating(), self.engine.connect() as connection:
+        with self.translating(), self.engine.connect() as connection:
             if not self.is_sqlite:
                 connection.execution_options(
                     isolation_level="REPEATABLE READ", postgresql_readonly=True
@@ -90,7 +90,7 @@ class Database:
         Args:
             snapshot: See one state of the database throughout. SQLite always does.
         """
-        with self._translating(), self.engine.connect() as connection:
+        with self.translating(), self.engine.connect() as connection:
             connection.info["immediate"] = True
             if snapshot and not self.is_sqlite:
                 connection.execution_options(isolation_level="REPEATABLE READ")
@@ -144,7 +144,7 @@ class Database:
     def _session_lock(self, name: str, held: str) -> Iterator[None]:
         key = blake2b(f"{self.prefix}{name}".encode(), digest_size=8).digest()
         number = int.from_bytes(key, "little", signed=True)
-        with self._translating(), self.engine.connect() as connection:
+        with self.translating(), self.engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT")
             taken = connection.scalar(sa.select(sa.func.pg_try_advisory_lock(number)))
             if not taken:
@@ -156,7 +156,8 @@ class Database:
                     connection.execute(sa.select(sa.func.pg_advisory_unlock(number)))
 
     @contextlib.contextmanager
-    def _translating(self) -> Iterator[None]:
+    def translating(self) -> Iterator[None]:
+        """Turn the driver's errors into ours."""
         try:
             yield
         except self._driver_errors as error:

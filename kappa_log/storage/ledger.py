@@ -62,6 +62,10 @@ class Counts(msgspec.Struct):
         """Return the number of records."""
         return self.acked + self.skipped + self.duplicate + self.failed + self.parked
 
+    def count(self, name: str) -> None:
+        """Count one more record under a name."""
+        setattr(self, name, getattr(self, name) + 1)
+
     def add(self, other: Counts) -> None:
         """Add another batch's counts."""
         for name in self.__struct_fields__:
@@ -125,7 +129,7 @@ def assign(
     """
     table = database.tables.offsets
     identifier = source_id(connection, database, lane.source, now)
-    where = _is_lane(table, lane, identifier)
+    where = lane_is(table, lane, identifier)
     is_new = _insert_if_new(
         connection,
         table,
@@ -203,7 +207,7 @@ def reread(
     """Return a lane that is held as it is now; None if somebody else took it."""
     table = database.tables.offsets
     query = sa.select(table).where(
-        _is_lane(table, lane, held.source_id), table.c.epoch == held.epoch
+        lane_is(table, lane, held.source_id), table.c.epoch == held.epoch
     )
     row = connection.execute(query).one_or_none()
     return None if row is None else _assignment(row, held.epoch)
@@ -244,7 +248,7 @@ def advance(
     result = connection.execute(
         table.update()
         .where(
-            _is_lane(table, lane, held.source_id),
+            lane_is(table, lane, held.source_id),
             table.c.epoch == held.epoch,
             table.c.next_offset == held.next_offset,
         )
@@ -389,6 +393,15 @@ def keep_failures(
     insert_rows(connection, database.tables.failures, FAILURE_COLUMNS, rows)
 
 
+def totals(connection: sa.Connection, database: Database) -> Counts:
+    """Return what became of all records that were ever read."""
+    table = database.tables.checkpoints
+    names = Counts.__struct_fields__
+    sums = (sa.func.coalesce(sa.func.sum(table.c[name]), 0) for name in names)
+    row = connection.execute(sa.select(*sums)).one()
+    return Counts(*(int(value) for value in row))
+
+
 def lanes(connection: sa.Connection, database: Database) -> Iterable[sa.Row[Any]]:
     """Return all offsets rows with the names of their sources."""
     table, sources = database.tables.offsets, database.tables.sources
@@ -399,7 +412,8 @@ def lanes(connection: sa.Connection, database: Database) -> Iterable[sa.Row[Any]
     ).all()
 
 
-def _is_lane(table: sa.Table, lane: Lane, source: int) -> sa.ColumnElement[bool]:
+def lane_is(table: sa.Table, lane: Lane, source: int) -> sa.ColumnElement[bool]:
+    """Return the condition that a row is of a lane."""
     return sa.and_(
         table.c.source_id == source,
         table.c.group_id == lane.group_id,
@@ -409,6 +423,14 @@ def _is_lane(table: sa.Table, lane: Lane, source: int) -> sa.ColumnElement[bool]
 
 
 def _check_options(row: Any, lane: Lane, reader: Reader) -> None:
+    if not lane.source.startswith("file:") and row.dedupe != reader.dedupe:
+        msg = (
+            f"topic {lane.topic} was read for group {lane.group_id} with dedupe "
+            f"'{row.dedupe}', now with '{reader.dedupe}': what is in the log would not "
+            "be known again. Set it back, or read under another group_id; nothing was "
+            "changed"
+        )
+        raise UsageError(msg)
     for name, old, new in (
         ("--dedupe", row.dedupe, reader.dedupe),
         ("field options", row.fields, reader.fields),
@@ -436,7 +458,7 @@ def failure_ids(
     return list(
         connection.scalars(
             sa.select(table.c.id)
-            .where(_is_lane(table, lane, source), table.c.offset >= from_offset)
+            .where(lane_is(table, lane, source), table.c.offset >= from_offset)
             .order_by(table.c.offset)
             .limit(limit)
         )

@@ -70,6 +70,8 @@ class Failure(Received, frozen=True, kw_only=True):
     attempts: int
     first_at: datetime
     last_at: datetime
+    metadata: dict[str, Any] = {}
+    """What was known of it where it was imported from, beyond our columns."""
 
 
 def events(
@@ -104,7 +106,7 @@ def events(
     rows = connection.execute(
         query.where(*conditions).order_by(order).limit(min(limit, MAX_INT))
     )
-    return [_event(row) for row in rows]
+    return [event_of(row) for row in rows]
 
 
 def event(connection: sa.Connection, database: Database, position: Position) -> Event:
@@ -115,13 +117,58 @@ def event(connection: sa.Connection, database: Database, position: Position) -> 
     row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFound("event", position)
-    return _event(row)
+    return event_of(row)
 
 
 def sources(connection: sa.Connection, database: Database) -> dict[int, str]:
     """Return source_id → name of all sources."""
     table = database.tables.sources
     return {row.id: row.name for row in connection.execute(sa.select(table))}
+
+
+class Checkpointed(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the ledger, as people look at it."""
+
+    id: int
+    kind: str
+    source: str
+    group_id: str
+    topic: str
+    partition: int
+    from_offset: int
+    to_offset: int
+    acked: int
+    skipped: int
+    duplicate: int
+    failed: int
+    parked: int
+    first_position: Position | None
+    last_position: Position | None
+    head: str | None
+    recorded_at: datetime
+
+
+def checkpoints(
+    connection: sa.Connection,
+    database: Database,
+    *,
+    limit: int,
+    after: int | None = None,
+) -> list[Checkpointed]:
+    """Return the ledger's rows by id."""
+    table, source = database.tables.checkpoints, database.tables.sources
+    query = sa.select(table, source.c.name.label("source")).join(source)
+    if after is not None:
+        query = query.where(table.c.id > after)
+    rows = connection.execute(query.order_by(table.c.id).limit(limit)).mappings()
+    names = Checkpointed.__struct_fields__
+    return [
+        Checkpointed(
+            **{name: row[name] for name in names if name != "head"},
+            head=None if row["head"] is None else bytes(row["head"]).hex(),
+        )
+        for row in rows
+    ]
 
 
 def duplicates(
@@ -161,26 +208,29 @@ def failures(
     rows: Sequence[Any] = connection.execute(
         query.order_by(table.c.id.desc()).limit(limit)
     ).all()
-    return [
-        Failure(
-            **_received(row),
-            value=None if row.value is None else bytes(row.value),
-            checksum=row.checksum,
-            entity_id=row.entity_id,
-            event_time=row.event_time,
-            event_type=row.event_type,
-            event_version=row.event_version,
-            parked=bool(row.parked),
-            error_class=row.error_class,
-            error_message=row.error_message,
-            error_backtrace=json.loads(row.error_backtrace or "[]"),
-            fingerprint=row.fingerprint,
-            attempts=row.attempts,
-            first_at=row.first_at,
-            last_at=row.last_at,
-        )
-        for row in rows
-    ]
+    return [failure_of(row) for row in rows]
+
+
+def failure_of(row: Any) -> Failure:
+    """Return the failure of a row of its table, with the name of its source."""
+    return Failure(
+        **_received(row),
+        value=None if row.value is None else bytes(row.value),
+        checksum=row.checksum,
+        entity_id=row.entity_id,
+        event_time=row.event_time,
+        event_type=row.event_type,
+        event_version=row.event_version,
+        parked=bool(row.parked),
+        error_class=row.error_class,
+        error_message=row.error_message,
+        error_backtrace=json.loads(row.error_backtrace or "[]"),
+        fingerprint=row.fingerprint,
+        attempts=row.attempts,
+        first_at=row.first_at,
+        last_at=row.last_at,
+        metadata=json.loads(row.metadata or "{}"),
+    )
 
 
 def _received(row: Any) -> dict[str, Any]:
@@ -197,7 +247,8 @@ def _received(row: Any) -> dict[str, Any]:
     }
 
 
-def _event(row: Any) -> Event:
+def event_of(row: Any) -> Event:
+    """Return the event of a row of `EVENT_COLUMNS`."""
     values = dict(zip(EVENT_COLUMNS, row, strict=True))
     text = values.pop("payload")
     columns = {name: [value] for name, value in values.items()}

@@ -92,7 +92,7 @@ def move_head(
 
 
 def append(
-    connection: sa.Connection, database: Database, rows: Sequence[Sequence[Any]]
+    connection: sa.Connection, database: Database, rows: Iterable[Sequence[Any]]
 ) -> None:
     """Insert events; a repeated identity or coordinate refuses the transaction.
 

@@ -221,13 +221,15 @@ class RowStore:
         return found
 
 
-def plain_rows(
+def plain_rows(  # noqa: PLR0913 - each is a part of one query, by its name
     connection: sa.Connection,
     database: Database,
     build: Build,
     *,
     where: Mapping[str, Any] | None = None,
     limit: int | None = None,
+    past: Mapping[str, Any] | None = None,
+    offset: int = 0,
 ) -> Iterable[dict[str, Any]]:
     """Yield a build's rows as plain values by column name, in key order.
 
@@ -239,6 +241,8 @@ def plain_rows(
         build: Which build.
         where: Column name → value, of key columns.
         limit: Most rows to yield; None yields all.
+        past: Column name → value, of all key columns: only rows past that key.
+        offset: Rows to pass over.
     """
     table = table_of(database, build)
     names = build.layout.names
@@ -247,8 +251,13 @@ def plain_rows(
     )
     for name, value in (where or {}).items():
         query = query.where(table.c[name] == value)
+    if past is not None:
+        keys = sa.tuple_(*(table.c[name] for name in past))
+        query = query.where(keys > tuple(past.values()))
     if limit is not None:
         query = query.limit(limit)
+    if offset:
+        query = query.offset(offset)
     kinds = [c.kind for c in (*build.layout.keys, *build.layout.fields)]
     # Closed here, not when it is exhausted: a caller may stop after the first row.
     with connection.execution_options(yield_per=1000).execute(query) as rows:

@@ -20,6 +20,7 @@ REVISION = "0001"
 """The migration that makes these tables; the newest one."""
 
 ROLES = ("live", "shadow", "side", "retired")
+TOKEN_ROLES = ("read", "operate")
 CHECKPOINT_KINDS = ("batch", "rewind", "gap", "retry", "admit")
 
 Big = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -71,6 +72,8 @@ class Tables:
         self.shards = self._shards()
         self.replays = self._replays()
         self.audit = self._audit()
+        self.tokens = self._tokens()
+        self.requests = self._requests()
 
     @property
     def version_table(self) -> str:
@@ -282,6 +285,7 @@ class Tables:
             sa.Column("attempts", Big, nullable=False),
             sa.Column("first_at", Instant, nullable=False),
             sa.Column("last_at", Instant, nullable=False),
+            sa.Column("metadata", sa.Text),
             sa.CheckConstraint(
                 "parked IN (0, 1)", name=self._name("failures", "parked")
             ),
@@ -396,4 +400,34 @@ class Tables:
             sa.Column("subject", sa.Text, nullable=False),
             sa.Column("detail", sa.Text, nullable=False),
             sa.Column("reason", sa.Text),
+        )
+
+    def _tokens(self) -> sa.Table:
+        return self._table(
+            "tokens",
+            self._id(),
+            sa.Column("name", sa.Text, nullable=False),
+            sa.Column("role", sa.Text, nullable=False),
+            sa.Column("digest", Bytes, nullable=False),
+            sa.Column("created_at", Instant, nullable=False),
+            sa.Column("revoked_at", Instant),
+            sa.UniqueConstraint("name", name=self._name("tokens", "name")),
+            sa.UniqueConstraint("digest", name=self._name("tokens", "digest")),
+            sa.CheckConstraint(
+                "role IN ({})".format(", ".join(f"'{role}'" for role in TOKEN_ROLES)),
+                name=self._name("tokens", "role"),
+            ),
+        )
+
+    def _requests(self) -> sa.Table:
+        """Return the table of requests that must not be done twice."""
+        return self._table(
+            "requests",
+            sa.Column("who", sa.Text, nullable=False),
+            sa.Column("key", sa.Text, nullable=False),
+            sa.Column("digest", Bytes, nullable=False),
+            sa.Column("answer", sa.Text),
+            sa.Column("at", Instant, nullable=False),
+            sa.PrimaryKeyConstraint("who", "key", name=self._name("requests", "pk")),
+            sa.Index(self._name("requests", "at"), "at"),
         )

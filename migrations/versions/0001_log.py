@@ -254,6 +254,7 @@ def upgrade() -> None:
         sa.Column("attempts", BIG, nullable=False),
         sa.Column("first_at", INSTANT, nullable=False),
         sa.Column("last_at", INSTANT, nullable=False),
+        sa.Column("metadata", sa.Text(), nullable=True),
         sa.CheckConstraint("parked IN (0, 1)", name=p + "failures_parked"),
         sa.ForeignKeyConstraint(
             ["source_id"],
@@ -345,11 +346,39 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("build_id", "shard", name=p + "shards_pk"),
         sqlite_strict=True,
     )
+    op.create_table(
+        p + "tokens",
+        sa.Column("id", BIG, autoincrement=True, nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("role", sa.Text(), nullable=False),
+        sa.Column("digest", sa.LargeBinary(), nullable=False),
+        sa.Column("created_at", INSTANT, nullable=False),
+        sa.Column("revoked_at", INSTANT, nullable=True),
+        sa.CheckConstraint("role IN ('read', 'operate')", name=p + "tokens_role"),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("name", name=p + "tokens_name"),
+        sa.UniqueConstraint("digest", name=p + "tokens_digest"),
+        sqlite_strict=True,
+    )
+    op.create_table(
+        p + "requests",
+        sa.Column("who", sa.Text(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("digest", sa.LargeBinary(), nullable=False),
+        sa.Column("answer", sa.Text(), nullable=True),
+        sa.Column("at", INSTANT, nullable=False),
+        sa.PrimaryKeyConstraint("who", "key", name=p + "requests_pk"),
+        sqlite_strict=True,
+    )
+    op.create_index(p + "requests_at", p + "requests", ["at"], unique=False)
 
 
 def downgrade() -> None:
     """Drop all tables."""
     p = context.config.attributes["tables"].prefix
+    op.drop_index(p + "requests_at", table_name=p + "requests")
+    op.drop_table(p + "requests")
+    op.drop_table(p + "tokens")
     op.drop_table(p + "shards")
     op.drop_index(p + "duplicates_coordinates", table_name=p + "duplicates")
     op.drop_table(p + "duplicates")

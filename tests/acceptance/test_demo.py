@@ -9,17 +9,26 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kappa_log import KappaLog, KappaLogError, UsageError
-from kappa_log.demo import run, shop, tour
-from kappa_log.demo.place import MARK, mended, unmended
-from kappa_log.errors import DatabaseBusy, SourceDiverged
+from kappa_log.config import Config
+from kappa_log.demo import run, shop, stream
+from kappa_log.demo.live import Board
+from kappa_log.demo.place import MARK, NAMES, mended, unmended
+from kappa_log.demo.stream import AHEAD, Pace, Stream
+from kappa_log.errors import DatabaseBusy, SourceDiverged, SourceError
+from kappa_log.kafka.consume import ConsumeProgress
+from kappa_log.kafka.embedded import EmbeddedBroker
+from kappa_log.storage.database import sqlite_module
 
 FAILED = 4
 EVENTS = 500
@@ -81,22 +90,34 @@ def test_summary_says_what_the_database_holds(
         assert not app.projection("daily_revenue").stale
 
 
-def test_every_line_of_the_file_is_accounted_for(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def records_of(events: int) -> list[shop.Record]:
+    """Return what the till sends in the tour."""
+    return list(shop.records(islice(shop.happenings(events), events), events))
+
+
+def test_every_record_is_accounted_for(capsys: pytest.CaptureFixture[str]) -> None:
     """Kept, skipped, duplicate and failed are all there is."""
     run(events=EVENTS, once=True)
 
     text = capsys.readouterr().out
-    (lines,) = numbers(text, r"What became of ([\d,]+) lines")
+    (records,) = numbers(text, r"What became of ([\d,]+) records")
     words = ("kept", "skipped", "duplicate", "failed")
     counted = [numbers(text, rf"{word} +([\d,]+)  ")[0] for word in words]
-    assert (
-        lines
-        == sum(counted)
-        == len((folder / "orders.jsonl").read_bytes().split(b"\n")) - 1
-    )
+    assert records == sum(counted) == len(records_of(EVENTS))
     assert all(counted)
+
+
+def test_orders_come_by_several_partitions_each_in_order(folder: Path) -> None:
+    """The order is the key, so what happened to it first is in the log first."""
+    run(events=EVENTS, once=True)
+
+    with closing(KappaLog.open(folder)) as app:
+        events = app.events(limit=EVENTS, oldest_first=True)
+    assert {event.partition for event in events} == {0, 1, 2, 3}
+    kept: dict[str | None, list[Any]] = {}
+    for event in events:
+        kept.setdefault(event.entity_id, []).append(event.event_time)
+    assert all(times == sorted(times) for times in kept.values())
 
 
 def test_january_stays_as_it_was(folder: Path) -> None:
@@ -123,14 +144,14 @@ def test_lines_fit_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
 def test_demo_runs_twice_in_one_folder(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The second run begins afresh: nothing of the first is left."""
+    """The second run begins afresh, and what it tells does not hang on timing."""
     run(events=EVENTS, once=True)
     (folder / "left-over").touch()
     first = capsys.readouterr().out
 
     assert run(events=EVENTS, once=True) == 0
 
-    timed = re.compile(r"in [\d.]+ s|head \w+")
+    timed = re.compile(r"in [\d.]+ s|head \w+|checkpoints \d+")
     assert timed.sub("", capsys.readouterr().out) == timed.sub("", first)
     assert not (folder / "left-over").exists()
 
@@ -163,35 +184,43 @@ def test_commands_to_try_next_work(
 def test_orders_go_on_until_ctrl_c(
     tmp_path: Path, folder: Path, *, is_terminal: bool
 ) -> None:
-    """Without --once the log follows the file, and Ctrl-C ends it in peace."""
+    """Without --once the log follows the till, and Ctrl-C ends it in peace."""
     reader, writer = pty.openpty() if is_terminal else os.pipe()
-    command = "from kappa_log.demo import run; raise SystemExit(run(events=100))"
-    with subprocess.Popen(
-        [sys.executable, "-c", command],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONUNBUFFERED": "1", "TERM": "xterm"},
-        stdout=writer,
-    ) as demo:
-        os.close(writer)
+    with demo_process(tmp_path, writer, "--events", "100") as demo:
         try:
             # A busy machine may show several orders at once: any number past 101.
-            text = read_until(reader, " 1(?:0[2-9]|[1-9][0-9])  ")
+            past = r" (?:10[2-9]|1[1-9]\d|[2-9]\d\d) (?: 20|events)"
+            text = read_until(reader, past)
             demo.send_signal(signal.SIGINT)
-            text += read_until(reader, "Closed, at position 1..[.]")
-            demo.wait(timeout=30)
+            text += read_until(reader, r"Closed, at position [\d,]+[.]")
+            _, errors = demo.communicate(timeout=30)
         finally:
             demo.kill()
     os.close(reader)
 
-    assert demo.returncode == 0
+    assert (demo.returncode, errors) == (0, "")
     assert ("\x1b[2K" in text) == is_terminal, "only a terminal is drawn over"
-    (position,) = numbers(text, r"Closed, at position (\d+)\.")
+    (position,) = numbers(text, r"Closed, at position ([\d,]+)\.")
     with closing(KappaLog.open(folder)) as app:
         assert app.head().position == position > 100
-        for name in tour.NAMES:
+        for name in NAMES:
             live = app.projection(name).live
             assert live is not None
             assert live.cursor == position
+
+
+def demo_process(folder: Path, output: int, *options: str) -> subprocess.Popen[str]:
+    """Start the demo as a person would, with its output going to a file descriptor."""
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "kappa_log", "demo", *options],
+        cwd=folder,
+        env=os.environ | {"PYTHONUNBUFFERED": "1", "TERM": "xterm"},
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(output)
+    return demo
 
 
 def read_until(reader: int, pattern: str) -> str:
@@ -206,8 +235,161 @@ def read_until(reader: int, pattern: str) -> str:
     return text
 
 
-def test_a_second_in_which_the_log_is_locked_ends_nothing(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_second_ctrl_c_waits_for_nothing(tmp_path: Path, folder: Path) -> None:
+    """The first one waits for the last orders, here for a database that is held."""
+    reader, writer = os.pipe()
+    with demo_process(tmp_path, writer, "--events", "100") as demo:
+        try:
+            read_until(reader, "behind")
+            holder = sqlite_module().connect(
+                str(folder / "kappa_log.db"), isolation_level=None
+            )
+            holder.execute("BEGIN IMMEDIATE")
+            time.sleep(1)  # orders that the log cannot take in
+            demo.send_signal(signal.SIGINT)
+            time.sleep(0.7)
+            assert demo.poll() is None
+            demo.send_signal(signal.SIGINT)
+            _, errors = demo.communicate(timeout=1.5)
+        finally:
+            demo.kill()
+            holder.close()
+    os.close(reader)
+
+    assert (demo.returncode, errors.strip()) == (130, "")
+
+
+# --- the till and the log ----------------------------------------------------
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[KappaLog]:
+    """Give a log whose settings lead to an embedded broker."""
+    with EmbeddedBroker() as broker:
+        config = Config(kafka={"bootstrap.servers": broker.bootstrap})
+        url = f"sqlite:///{tmp_path / 'log.db'}"
+        with KappaLog(url, config=config, projections=[]) as log:
+            yield log
+
+
+def idle(_: KappaLog, *, stop: threading.Event, **__: object) -> None:
+    """Take nothing in."""
+    stop.wait()
+
+
+def settled(read: Callable[[], int]) -> int:
+    """Return what a number is once it has risen, and stood still for a while."""
+    before = 0
+    while not before or read() != before:
+        before = read()
+        time.sleep(0.5)
+    return before
+
+
+@pytest.mark.parametrize(
+    ("records", "sent"),
+    [
+        ((shop.Record("2026-01-0", f"o-{n}", "{}") for n in range(50_000)), AHEAD + 10),
+        ((shop.Record(f"2026-01-{n // 7}", "o", "{}") for n in range(50)), 7),
+    ],
+    ids=["so-many", "so-many-days"],
+)
+def test_till_waits_for_the_log(
+    app: KappaLog,
+    monkeypatch: pytest.MonkeyPatch,
+    records: Iterable[shop.Record],
+    sent: int,
+) -> None:
+    """The broker forgets what is not read in time; later days come later in the log."""
+    monkeypatch.setattr(KappaLog, "run", idle)
+
+    with Stream(app, records, Pace(10, 0.0)) as found:
+        assert settled(lambda: found.behind) == sent
+
+
+def test_stream_is_over_when_all_is_folded(
+    folder: Path, app: KappaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is printed next comes from the projections."""
+    run(events=100, once=True)
+    placed = next(record for record in records_of(200) if "placed" in record.value)
+    Path("orders.jsonl").write_text(placed.value)
+
+    def take_in(
+        log: KappaLog,
+        *,
+        stop: threading.Event,
+        on_progress: Callable[[ConsumeProgress], None],
+        **_: object,
+    ) -> None:
+        counts = log.ingest("orders.jsonl", topic="orders").counts
+        on_progress(ConsumeProgress("shop-orders", 4, counts, 101, 0))
+        stop.wait()
+
+    monkeypatch.setattr(KappaLog, "run", take_in)
+    with (
+        closing(KappaLog.open(folder, {"kafka": app.config.kafka})) as log,
+        Stream(log, [placed], Pace(1, 0.0)) as found,
+    ):
+        while not found.counts.seen:
+            assert not found.wait(0.1)
+        assert not found.wait(0.5)
+        log.project(NAMES)
+        assert found.wait(0.1)
+
+
+def flow(app: KappaLog, records: Iterable[shop.Record]) -> None:
+    """Let records flow until there are no more."""
+    with Stream(app, records, Pace(10, 0.0)) as found:
+        while not found.wait(0.01):
+            pass
+
+
+def broken() -> Iterator[shop.Record]:
+    """Fail at once, as a till may that cannot reach the broker."""
+    raise SourceError("no till")
+    yield
+
+
+def test_error_of_the_till_ends_the_demo(app: KappaLog) -> None:
+    """A view that stands still would tell nobody why."""
+    with pytest.raises(SourceError, match="no till"):
+        flow(app, broken())
+
+
+def test_error_of_the_log_ends_the_demo(
+    app: KappaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the command ends with its message and its exit code."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise SourceDiverged("rewritten")
+
+    monkeypatch.setattr(KappaLog, "run", fail)
+    endless = iter(lambda: shop.Record("2026-01-0", "o", "{}"), None)
+    with pytest.raises(SourceDiverged):
+        flow(app, endless)
+
+
+def test_till_that_was_closed_waits_for_a_log_that_hangs_only_so_long(
+    app: KappaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C ends the demo within seconds, whoever holds the database."""
+    monkeypatch.setattr(KappaLog, "run", idle)
+    monkeypatch.setattr(stream, "CLOSING_SECONDS", 0.5)
+    record = shop.Record("2026-01-0", "o", "{}")
+
+    with Stream(app, [record] * 5, Pace(10, 0.0)) as found:
+        assert not found.wait(0.1)
+        found.close()
+        began = time.monotonic()
+        while not found.wait(0.01):
+            found.close()
+        assert time.monotonic() - began < 2
+
+
+def test_board_shows_what_it_last_saw_while_the_log_is_locked(
+    folder: Path, app: KappaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A command in another terminal may hold the database; what is damaged stays so."""
     run(events=100, once=True)
@@ -216,11 +398,20 @@ def test_a_second_in_which_the_log_is_locked_ends_nothing(
     def fail(*_: object, **__: object) -> None:
         raise errors.pop(0)
 
-    monkeypatch.setattr(KappaLog, "ingest", fail)
-    with closing(KappaLog.open(folder)) as app:
-        assert tour.catch_up(app, folder) == "held"
+    with closing(KappaLog.open(folder)) as log:
+        board = Board(log, Stream(app, [], Pace(1, 0.0)))
+        before, notes, _ = board.look()
+        assert [rows.columns[0] for rows in before] == [
+            "records",
+            "projection",
+            "position",
+        ]
+        assert notes[0].startswith("Failed last: partition ")
+        monkeypatch.setattr(KappaLog, "events", fail)
+        tables, notes, _ = board.look()
+        assert (tables[1:], notes) == (before[1:], ["held"])
         with pytest.raises(SourceDiverged):
-            tour.catch_up(app, folder)
+            board.look()
 
 
 # --- whose folder ------------------------------------------------------------
@@ -289,13 +480,9 @@ def test_variables_that_lead_elsewhere_are_refused(
 # --- the shop ----------------------------------------------------------------
 
 
-def test_shop_makes_the_same_lines_every_time() -> None:
+def test_shop_makes_the_same_records_every_time() -> None:
     """From a seed and no clock."""
-    first, second = (
-        list(shop.lines(islice(shop.happenings(300), 300), 300)) for _ in range(2)
-    )
-
-    assert first == second
+    assert records_of(300) == records_of(300)
 
 
 @pytest.mark.parametrize("events", [100, 137, 300, 1000, 5000])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kappa_log.codec import (
     MAX_DEPTH,
     MAX_ID_BYTES,
+    Decoded,
     check_id,
     decode,
     decode_json,
@@ -243,7 +244,7 @@ def test_it_agrees_with_a_strict_standard_library(text: str) -> None:
 
 def test_a_tombstone_needs_no_decoder() -> None:
     """No value means no payload, which is no error."""
-    assert decode(decode_json, None) == (None, None, None)
+    assert decode(decode_json, None) == Decoded(None, None, None)
 
 
 def test_an_unknown_decoder_is_refused_with_those_there_are() -> None:

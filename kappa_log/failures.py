@@ -1,0 +1,330 @@
+"""Failures: handled again in order, or given up, each in one transaction.
+
+A failure with a key is the head of a queue: records of its key that came later wait
+behind it. Retrying drains the queue from its head, in the order of offsets, until one
+fails again. The event is appended and the failure removed together or not at all, and
+the count of removed rows decides between two who try at once. Nothing is claimed
+beforehand, so a kill leaves nothing locked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from kappa_log.decide import Acked, Decided, Failed, Portion, consume, decide, identify
+from kappa_log.effects import Effects, TransactionDied
+from kappa_log.errors import LostRace, NotFound, RetryFailed, SourceDiverged
+from kappa_log.events import Event, Position
+from kappa_log.ingest import MAX_RERUNS, Clock, append
+from kappa_log.listeners import Listener
+from kappa_log.records import Lane, Record, checksum
+from kappa_log.storage import failures, lists, log, replays
+from kappa_log.storage.database import ConstraintViolated, Database
+from kappa_log.storage.failures import FailureFilter, Waiting
+from kappa_log.storage.ledger import Assignment, source_id
+
+PAGE = 500
+"""Failures that are looked up at a time."""
+
+ListenerOf = Callable[[lists.Received], Listener]
+"""Who decides about a record that was kept."""
+
+
+class Retried(msgspec.Struct, frozen=True):
+    """What became of a failure."""
+
+    outcome: str
+    """``acked``, ``skipped`` or ``duplicate``."""
+    position: Position | None
+    """Of the event that it became, or that it repeats."""
+
+
+class BulkRetry(msgspec.Struct):
+    """What became of many failures, those that waited behind them included."""
+
+    matched: int = 0
+    acked: int = 0
+    skipped: int = 0
+    duplicate: int = 0
+    failed: int = 0
+    stopped_keys: int = 0
+    """Keys whose later records still wait."""
+    errors: list[str] = []
+    """The first few."""
+
+
+class Retrier:
+    """Handles failures again.
+
+    Args:
+        database: The log.
+        listener_of: Finds who decides about a failure.
+        clock: The time.
+        act: Who does it and why, for the audit trail.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        listener_of: ListenerOf,
+        clock: Clock,
+        act: replays.Audit,
+    ) -> None:
+        self._database = database
+        self._listener_of = listener_of
+        self._clock = clock
+        self._act = act
+
+    def one(self, identifier: int) -> Retried:
+        """Handle one failure again, and what waits before and behind it.
+
+        Raises:
+            NotFound: No such failure.
+            RetryFailed: It failed again, or one that it waits behind did.
+            LostRace: Somebody else retried or discarded it first.
+        """
+        found = self._find(identifier)
+        if found.park_id is None:
+            return self._handle(found)
+        for head in self._heads(found.park_id):
+            done = self._handle(head)
+            if head.id == identifier:
+                self._drain_rest(found.park_id)
+                return done
+        raise LostRace(_TAKEN.format(identifier=identifier))
+
+    def many(
+        self, chosen: FailureFilter, on_progress: Callable[[BulkRetry], None]
+    ) -> BulkRetry:
+        """Handle all matching failures again, and what waits behind them."""
+        result = BulkRetry()
+        stopped: set[bytes] = set()
+        for found in self._matching(chosen):
+            result.matched += 1
+            if found.park_id is not None and found.park_id in stopped:
+                continue
+            try:
+                self._count(found, result)
+            except RetryFailed as error:
+                result.failed += 1
+                if len(result.errors) < _SHOWN:
+                    result.errors.append(str(error))
+                if found.park_id is not None:
+                    stopped.add(found.park_id)
+            on_progress(result)
+        result.stopped_keys = len(stopped)
+        return result
+
+    def discard(self, identifier: int) -> None:
+        """Give a failure up; the next of its key may be retried.
+
+        Raises:
+            NotFound: No such failure.
+        """
+        found = self._find(identifier)
+        if not self._settle(found, Decided(skipped=1), "discard"):
+            raise NotFound("failure", identifier, "It was retried or discarded")
+
+    def discard_many(self, chosen: FailureFilter) -> int:
+        """Give all matching failures up; return how many."""
+        return sum(
+            self._settle(found, Decided(skipped=1), "discard")
+            for found in self._matching(chosen)
+        )
+
+    def _find(self, identifier: int) -> Waiting:
+        with self._database.read() as connection:
+            found = failures.waiting(
+                connection, self._database, FailureFilter(ids=(identifier,)), limit=1
+            )
+        if not found:
+            raise NotFound("failure", identifier, "See: kappa-log failures list")
+        return found[0]
+
+    def _matching(self, chosen: FailureFilter) -> Iterator[Waiting]:
+        """Yield what matches now; what fails meanwhile is left for another time."""
+        after = 0
+        while True:
+            with self._database.read() as connection:
+                page = failures.waiting(
+                    connection, self._database, chosen, after=after, limit=PAGE
+                )
+            yield from page
+            if len(page) < PAGE:
+                return
+            after = page[-1].id
+
+    def _heads(self, park_id: bytes) -> Iterator[Waiting]:
+        """Yield the head of a key, again and again, until nothing waits."""
+        while True:
+            with self._database.read() as connection:
+                head = failures.head_of(connection, self._database, park_id)
+            if head is None:
+                return
+            yield head
+
+    def _count(self, found: Waiting, result: BulkRetry) -> None:
+        heads = iter([found]) if found.park_id is None else self._heads(found.park_id)
+        for head in heads:
+            try:
+                done = self._handle(head)
+            except LostRace:
+                return
+            setattr(result, done.outcome, getattr(result, done.outcome) + 1)
+
+    def _drain_rest(self, park_id: bytes) -> None:
+        """Handle what waited; the first that fails is a failure, told as such."""
+        try:
+            for head in self._heads(park_id):
+                self._handle(head)
+        except (RetryFailed, LostRace):
+            return
+
+    def _handle(self, found: Waiting) -> Retried:
+        """Handle one failure again, in a transaction of its own.
+
+        Raises:
+            RetryFailed: It failed again; its error, attempts and time are kept.
+            LostRace: Somebody else acted on it first.
+        """
+        refused: TransactionDied | None = None
+        for _ in range(MAX_RERUNS):
+            try:
+                decided = self._attempt(found, refused)
+            except ConstraintViolated:
+                # The message became an event since we looked: a duplicate now.
+                continue
+            except TransactionDied as error:
+                refused = error
+                continue
+            if decided.failed:
+                self._fail(found, decided.failed[0])
+            return self._outcome(decided)
+        msg = f"failure {found.id}: its coordinates hold another event"
+        raise SourceDiverged(msg)
+
+    def _attempt(self, found: Waiting, refused: TransactionDied | None) -> Decided:
+        """Decide about a failure, and settle it unless it failed again."""
+        portion = self._portion(found)
+        with Effects(self._database, refused=refused) as effects:
+            batch = identify(self._database, [portion])
+            (decided,) = decide(self._database, batch, effects).decided
+            if not decided.failed and not self._settle(
+                found, decided, "retry", portion, effects
+            ):
+                raise LostRace(_TAKEN.format(identifier=found.id))
+        return decided
+
+    def _portion(self, found: Waiting) -> Portion:
+        with self._database.read() as connection:
+            kept = lists.failures(connection, self._database, limit=1, only=found.id)
+        if not kept:
+            raise LostRace(_TAKEN.format(identifier=found.id))
+        failure = kept[0]
+        record = Record(
+            failure.offset,
+            failure.value,
+            failure.key,
+            tuple(failure.headers),
+            failure.timestamp,
+        )
+        return self._portion_of(failure, record)
+
+    def _portion_of(self, kept: lists.Received, record: Record) -> Portion:
+        lane = Lane(kept.source, kept.topic, kept.group_id, kept.partition)
+        return Portion(
+            lane,
+            Assignment(0, 0, kept.offset, None, is_new=False),
+            # Its turn has come: it waits behind nothing.
+            msgspec.structs.replace(self._listener_of(kept), park="event"),
+            [record],
+            kept.offset + 1,
+        )
+
+    def _fail(self, found: Waiting, failed: Failed) -> None:
+        names = ("error_class", "error_message", "error_backtrace", "fingerprint")
+        with self._database.write() as connection:
+            known = failures.failed_again(
+                connection,
+                self._database,
+                found,
+                self._clock(),
+                **dict(zip(names, failed.explained, strict=True)),
+            )
+        if not known:
+            raise LostRace(_TAKEN.format(identifier=found.id))
+        raise RetryFailed("failure", found.id, failed.error) from failed.error
+
+    def _settle(
+        self,
+        found: Waiting,
+        decided: Decided,
+        action: str,
+        portion: Portion | None = None,
+        effects: Effects | None = None,
+    ) -> bool:
+        """Take a failure out and write what it became; tell whether it was there."""
+        portion = portion or self._portion(found)
+        now = self._clock()
+        effects = effects or Effects(self._database)
+        with effects.transaction() as connection:
+            # Before the failure goes: a consumer that holds the head sees it, or waits.
+            log.head(connection, self._database, lock=True)
+            if not failures.take_out(connection, self._database, found):
+                return False
+            source = source_id(connection, self._database, portion.lane.source, now)
+            held = msgspec.structs.replace(portion.held, source_id=source)
+            portion = msgspec.structs.replace(portion, held=held)
+            done = append(
+                connection, self._database, [portion], [decided], now, kind="retry"
+            )
+            act = msgspec.structs.replace(
+                self._act,
+                action=action,
+                subject=f"failure {found.id}",
+                detail={"position": done.last_position},
+            )
+            replays.write_audit(connection, self._database, act, now)
+        return True
+
+    def _outcome(self, decided: Decided) -> Retried:
+        if decided.duplicates:
+            return Retried("duplicate", decided.duplicates[0][1])
+        if not decided.acked:
+            return Retried("skipped", None)
+        message_id = decided.acked[0].message_id
+        with self._database.read() as connection:
+            known = log.known(connection, self._database, [message_id])
+        return Retried("acked", known[message_id].position)
+
+    def event(self, event: Event, kept: lists.Received) -> bool:
+        """Hand a kept event to its handler again; tell whether it acknowledges it.
+
+        Nothing is stored.
+
+        Raises:
+            RetryFailed: The handler raised.
+        """
+        text = event.payload_text
+        value = event.raw
+        if value is None and text is not None:
+            value = text.encode()
+        record = Record(
+            event.offset, value, event.key, tuple(event.headers), event.timestamp
+        )
+        portion = self._portion_of(kept, record)
+        message_id = bytes.fromhex(event.message_id)
+        done = consume(portion, record, message_id, checksum(record.value))
+        if isinstance(done, Failed):
+            raise RetryFailed("event", event.position, done.error) from done.error
+        return isinstance(done, Acked)
+
+
+_SHOWN = 5
+
+_TAKEN = (
+    "failure {identifier} was retried or discarded by somebody else; nothing was "
+    "changed by this attempt"
+)

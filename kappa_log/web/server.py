@@ -1,0 +1,113 @@
+"""The server: waitress in front of the application, until it is told to stop."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from kappa_log.errors import UsageError
+from kappa_log.web.factory import create_app
+from kappa_log.web.replays import JOBS
+from kappa_log.web.security import LOOPBACK_HOSTS, MAX_BODY
+
+if TYPE_CHECKING:
+    from kappa_log.app import KappaLog
+
+THREADS = 8
+MAX_HEADER = 16 * 1024
+MAX_CONNECTIONS = 200
+IDLE_SECONDS = 60
+
+TICK_SECONDS = 0.2
+"""How long a request to stop may go unnoticed."""
+
+LAST_SECONDS = 5
+"""How long what is being answered may take once it is to end."""
+
+
+class Server:
+    """An application that listens.
+
+    Args:
+        log: The log to serve.
+        host: Where to listen. Loopback needs no token; anywhere else needs one.
+        port: Which port; 0 takes a free one.
+
+    Raises:
+        UsageError: Others could connect and there is no token, or the port is taken.
+    """
+
+    def __init__(self, log: KappaLog, host: str, port: int) -> None:
+        import waitress
+
+        is_private = is_loopback(host)
+        if not is_private and not log.has_tokens():
+            msg = (
+                f"{host} can be reached from other machines, and there is no token: "
+                "nothing was started. Make one (kappa-log token create NAME --role "
+                "operate), or listen on 127.0.0.1"
+            )
+            raise UsageError(msg)
+        hosts = [*LOOPBACK_HOSTS, *log.config.api.hosts] if is_private else None
+        self.app = create_app(
+            log, needs_token=not is_private, hosts=hosts or log.config.api.hosts or None
+        )
+        self._sockets: dict[int, Any] = {}
+        self._listener = _listen(host, port)
+        self._server = waitress.create_server(
+            self.app,
+            map=self._sockets,
+            sockets=[self._listener],
+            threads=THREADS,
+            ident=None,
+            connection_limit=MAX_CONNECTIONS,
+            channel_timeout=IDLE_SECONDS,
+            max_request_body_size=MAX_BODY,
+            max_request_header_size=MAX_HEADER,
+        )
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self._listener.getsockname()[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def run(self, stop: threading.Event) -> None:
+        """Answer until told to stop; what is being answered is finished."""
+        from waitress import wasyncore
+
+        try:
+            while not stop.is_set():
+                wasyncore.loop(timeout=TICK_SECONDS, map=self._sockets, count=1)
+        finally:
+            self._server.task_dispatcher.shutdown(timeout=LAST_SECONDS)
+            self.app.extensions[JOBS].stop()
+            wasyncore.close_all(self._sockets)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        UsageError: There is no such address, or the port is taken.
+    """
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        family, _, _, _, address = found[0]
+        return socket.create_server(address, family=family)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        msg = f"cannot listen on {host} port {port}: {reason}; see --host and --port"
+        raise UsageError(msg) from None

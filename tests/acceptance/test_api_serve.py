@@ -1,0 +1,213 @@
+"""kappa-log serve, token and init-events-api: as users run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ORDERS = "".join(f'{{"id":"e{n % 7}","n":{n}}}\n' for n in range(3000))
+
+SLOW = '''
+"""A fold that takes its time, so that it can be killed."""
+
+import time
+
+from kappa_log import projection
+
+
+@projection(topics=["orders"], version=1)
+def slow(state: int | None, event) -> int | None:
+    """Count slowly."""
+    time.sleep(0.001)
+    return (state or 0) + 1
+'''
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder until it ends."""
+    return subprocess.run(
+        [sys.executable, "-m", "kappa_log", *arguments],
+        cwd=folder,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def _environment() -> dict[str, str]:
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+@contextmanager
+def served(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run the server on a free port; give its address and its process."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "kappa_log", "serve", "--port", "0", *options],
+        cwd=folder,
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip(), process
+        finally:
+            process.kill()
+
+
+def ask(url: str, method: str = "GET", **body: Any) -> Any:
+    """Send a request and return the JSON of its answer."""
+    request = urllib.request.Request(  # noqa: S310 - our own server
+        url,
+        json.dumps(body).encode() if body else None,
+        {"Content-Type": "application/json"},
+        method=method,
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+        return json.load(response)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Give a folder with an empty log, and a projection that is slow."""
+    (tmp_path / "projections").mkdir()
+    (tmp_path / "projections" / "slow.py").write_text(SLOW)
+    assert run(tmp_path, "db", "create").returncode == 0
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)]
+)
+def test_it_serves_until_it_is_told_to_stop(
+    place: Path, number: signal.Signals, code: int
+) -> None:
+    """The address is the only line of data; it ends at once and says nothing."""
+    with served(place) as (url, process):
+        assert url.startswith("http://127.0.0.1:")
+        assert ask(url + "/v1/events") == []
+        with urllib.request.urlopen(url + "/ping") as answer:  # noqa: S310
+            assert answer.read() == b"PONG"
+            assert answer.headers["Server"] is None
+        process.send_signal(number)
+
+        out, err = process.communicate(timeout=20)
+
+    assert process.returncode == code
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def test_others_are_not_served_without_tokens(place: Path) -> None:
+    """It says what to do, and starts nothing."""
+    for host in ("0.0.0.0", "::", "192.0.2.1"):  # noqa: S104 - it must refuse
+        done = run(place, "serve", "--host", host, "--port", "0")
+        assert done.returncode == 2
+        assert "kappa-log token create NAME" in done.stderr
+        assert done.stdout == ""
+
+
+def test_a_port_that_is_taken_is_named(place: Path) -> None:
+    """And not taken from whoever has it."""
+    with served(place) as (url, _):
+        port = url.rpartition(":")[2]
+        done = run(place, "serve", "--port", port)
+
+        assert done.returncode == 2
+        assert f"port {port}" in done.stderr
+        assert ask(url + "/livez") == {"alive": True}
+
+
+def test_tokens_are_made_listed_and_revoked(place: Path) -> None:
+    """The secret is shown once."""
+    made = run(place, "token", "create", "ann", "--role", "read")
+    secret = made.stdout.strip()
+    assert (made.returncode, secret[:3]) == (0, "kl_")
+    other = run(place, "token", "create", "bob", "--role", "operate", "--json")
+    assert set(json.loads(other.stdout)) == {"name", "role", "token"}
+
+    listed = run(place, "token", "list")
+    assert secret not in listed.stdout + listed.stderr
+    assert run(place, "token", "revoke", "ann").returncode == 0
+
+    rows = [
+        json.loads(line)
+        for line in run(place, "token", "list", "--json").stdout.splitlines()
+    ]
+    assert [(r["name"], r["role"], r["revoked_at"] is None) for r in rows] == [
+        ("ann", "read", False),
+        ("bob", "operate", True),
+    ]
+    assert run(place, "token", "revoke", "ann").returncode == 2
+    assert run(place, "token", "create", "ann", "--role", "read").returncode == 2
+    assert run(place, "token", "create", "eve", "--role", "admin").returncode == 2
+
+
+def test_no_tokens_says_what_to_type(place: Path) -> None:
+    """As every list does."""
+    done = run(place, "token", "list")
+
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "token create" in done.stderr
+
+
+def test_an_application_for_other_servers(place: Path) -> None:
+    """wsgi.py is written once; it answers nothing without a token."""
+    first, again = run(place, "init-events-api"), run(place, "init-events-api")
+    assert (first.stdout.split()[0], again.stdout.split()[0]) == ("create", "exists")
+
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            (
+                "import wsgi; c = wsgi.app.test_client(); "
+                "print(c.get('/ping').text, c.get('/v1/events').status_code)"
+            ),
+        ],
+        cwd=place,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.split() == ["PONG", "401"]
+
+
+def test_a_replay_survives_the_server(place: Path) -> None:
+    """Killed in the middle, it is a row that another server goes on with."""
+    (place / "orders.jsonl").write_text(ORDERS)
+    assert (
+        run(
+            place, "ingest", "orders.jsonl", "--topic", "orders", "--entity-id", "id"
+        ).returncode
+        == 0
+    )
+    with served(place) as (url, process):
+        begun = ask(url + "/v1/replays", "POST", projection="slow")
+        process.kill()
+    with served(place) as (url, process):
+        replay = f"{url}/v1/replays/{begun['id']}"
+        assert ask(replay)["state"] == "unfinished"
+        ask(replay + "/resume", "POST")
+        while (found := ask(replay))["state"] == "running":
+            pass
+        assert (found["outcome"], found["error"]) == ("promoted", None)
+        rows = ask(url + "/v1/projections/slow/rows")
+
+    assert sum(row["value"] for row in rows) == 3000

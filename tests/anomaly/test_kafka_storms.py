@@ -1,0 +1,175 @@
+"""Consumers that come and go all the time: a rebalance storm loses and doubles nothing."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from support.kafka_world import (
+    CONSUMER,
+    DYNAMIC,
+    SCALE,
+    Databases,
+    Nest,
+    Worker,
+    World,
+    made_records,
+)
+
+if TYPE_CHECKING:
+    from support.kafka_broker import RealBroker
+
+STORM_SECONDS = 15 * min(max(1, SCALE), 4)
+
+PARTITIONS = 12
+SLOTS = 3
+
+RANGE = DYNAMIC | {"partition.assignment.strategy": "range"}
+
+pytestmark = pytest.mark.timeout(300 * max(1, SCALE))
+
+
+@pytest.fixture(scope="module")
+def nest() -> Iterator[Nest]:
+    """Give a nest to all tests."""
+    with Nest() as found:
+        yield found
+
+
+@contextmanager
+def producing(world: World, chance: random.Random) -> Iterator[None]:
+    """Produce a few records again and again while the block goes on."""
+    stop = threading.Event()
+
+    def produce() -> None:
+        start = 0
+        while not stop.wait(0.05):
+            world.produce(made_records(chance, PARTITIONS, 15, start))
+            start += 15
+
+    thread = threading.Thread(target=produce)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+class Storm:
+    """Members of a group, of whom one comes or goes every now and then."""
+
+    def __init__(
+        self, world: World, chance: random.Random, *, are_static: bool
+    ) -> None:
+        """Begin with all of them."""
+        self._world = world
+        self._chance = chance
+        self._are_static = are_static
+        self._slots: list[Worker | None] = [None] * SLOTS
+        self._leaving: list[Worker | None] = [None] * SLOTS
+        self.starts = 0
+        self.results: list[dict[str, Any]] = []
+        """Of those that ended in peace."""
+        for slot in range(SLOTS):
+            self._start(slot)
+
+    def blow(self, seconds: float) -> None:
+        """Let members come and go for some time, then let all of them go."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(self._chance.uniform(0.2, 0.5))
+            self._change(self._chance.randrange(SLOTS))
+        for slot, worker in enumerate(self._slots):
+            if worker is not None:
+                worker.stop()
+                self._leave(slot, worker)
+        for slot in range(SLOTS):
+            self._leave(slot, None)
+
+    def _change(self, slot: int) -> None:
+        worker = self._slots[slot]
+        if worker is None:
+            self._start(slot)
+        elif self._chance.random() < 0.5:
+            worker.kill()
+            self._slots[slot] = None
+        else:
+            worker.stop()
+            self._leave(slot, worker)
+            self._slots[slot] = None
+
+    def _start(self, slot: int) -> None:
+        if self._are_static:
+            # Its namesake must have gone, or would be fenced by Kafka itself.
+            self._leave(slot, None)
+        names = {"group.instance.id": f"slot-{slot}"} if self._are_static else {}
+        self._slots[slot] = self._world.start(kafka=names)
+        self.starts += 1
+
+    def _leave(self, slot: int, worker: Worker | None) -> None:
+        """Let a worker end beside the storm; wait for the one before it."""
+        before = self._leaving[slot]
+        if before is not None:
+            self.results.append(before.result())
+        self._leaving[slot] = worker
+
+
+@pytest.mark.parametrize(
+    ("kind", "kafka", "are_static"),
+    [
+        ("postgresql", RANGE, False),
+        ("postgresql", DYNAMIC, False),
+        ("postgresql", CONSUMER, False),
+        ("postgresql", DYNAMIC, True),
+        ("sqlite", DYNAMIC, False),
+        ("sqlite", CONSUMER, False),
+    ],
+    ids=[
+        "postgresql-range",
+        "postgresql-cooperative",
+        "postgresql-consumer",
+        "postgresql-static",
+        "sqlite-cooperative",
+        "sqlite-consumer",
+    ],
+)
+def test_a_storm_of_rebalances_loses_and_doubles_nothing(
+    kafka_broker: RealBroker,
+    nest: Nest,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    kind: str,
+    kafka: dict[str, Any],
+    are_static: bool,
+) -> None:
+    """Members join, leave and are killed several times a second, and all is read once."""
+    chance = random.Random(f"{kind} {kafka} {are_static}")
+    databases = Databases(request.getfixturevalue(f"{kind}_url"))
+    topic = kafka_broker.new_topic(PARTITIONS)
+    with (
+        databases.fresh() as url,
+        World(
+            kafka_broker, nest, url, tmp_path, topic, kafka=kafka, batch_size=40
+        ) as world,
+    ):
+        with world.following() as reader:
+            with producing(world, chance):
+                storm = Storm(world, chance, are_static=are_static)
+                storm.blow(STORM_SECONDS)
+                head = world.app.head().position
+            world.finish()
+        faults = world.faults(reader.cursor)
+
+    assert [r for r in storm.results if "error" in r] == []
+    assert faults == []
+    assert storm.starts > 5
+    assert len(storm.results) > 3
+    assert head > 0
