@@ -358,6 +358,8 @@ class KappaLog:
             (report,) = self.project([name])
         except KappaLogError as error:
             return str(error)
+        except Exception as error:  # noqa: BLE001 - the others' folding goes on
+            return f"projection '{name}': unexpected {type(error).__name__}: {error}"
         return report.waiting
 
     def rewind(
@@ -1123,6 +1125,7 @@ class KappaLog:
 
     def token(self, secret: str) -> Token | None:
         """Return whose token this is; None if it opens nothing."""
+        self._require()
         with self.database.read() as connection:
             return tokens.found_by(connection, self.database, secret)
 

@@ -74,18 +74,22 @@ class Portion(msgspec.Struct, frozen=True):
         return self.attempt
 
     def pieces(self) -> Iterator[Portion]:
-        """Yield it record by record; the holes between belong to who follows."""
+        """Yield it record by record; the holes between belong to who follows.
+
+        The digest is of all that was read, so only the last piece has it.
+        """
         if not self.records:
             yield self
             return
         held, attempt = self.held, self.attempt
         ends = [*(record.offset for record in self.records[1:]), self.to_offset]
         for record, end in zip(self.records, ends, strict=True):
-            yield msgspec.structs.replace(
-                self, held=held, records=[record], to_offset=end, attempt=attempt
+            digest = self.content_digest if end == self.to_offset else None
+            yield Portion(
+                self.lane, held, self.listener, [record], end, digest, attempt
             )
             attempt = attempt and 0
-            held = held.moved(end, self.content_digest)
+            held = held.moved(end, digest)
 
     def cut(self, offset: int) -> Portion:
         """Return it ending before an offset."""
@@ -384,8 +388,14 @@ class _Decider:
 
     def _fail(self, failed: Failed, result: Decided) -> None:
         result.failed.append(failed)
-        if failed.park_id is not None:
-            self._waiting.add(failed.park_id)
+        key = failed.park_id
+        if key is None:
+            return
+        if key not in self._waiting:
+            self._waiting.add(key)
+            self._parked[key] = 1
+        elif key in self._parked:
+            self._parked[key] += 1
 
     def _park(
         self, portion: Portion, record: Record, message_id: bytes, result: Decided
@@ -529,7 +539,9 @@ def _is_tried_again(portion: Portion, call: _Call, error: BaseException) -> bool
     """
     if portion.attempt is None or isinstance(error, DecodeError):
         return False
-    listener, metadata = portion.listener, call.metadata
+    listener = portion.listener
+    # Its transaction is not the record's any more.
+    metadata = msgspec.structs.replace(call.metadata, effects=None)
     if is_overridden(listener.handler, "retry_consume"):
         event = make_event(
             0,

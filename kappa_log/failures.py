@@ -10,15 +10,18 @@ beforehand, so a kill leaves nothing locked.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
 
 import msgspec
 
 from kappa_log.decide import Acked, Decided, Failed, Portion, consume, decide, identify
 from kappa_log.effects import Effects, TransactionDied
 from kappa_log.errors import LostRace, NotFound, RetryFailed, SourceDiverged
-from kappa_log.events import Event, Position
-from kappa_log.ingest import MAX_RERUNS, Clock, append
-from kappa_log.listeners import Listener
+from kappa_log.events import Event, Position, from_micros
+from kappa_log.handler import Ack, FieldOptions
+from kappa_log.ingest import MAX_RERUNS, Clock, append, started_handler
+from kappa_log.listeners import Listener, field_listener
 from kappa_log.records import Lane, Record, checksum
 from kappa_log.storage import failures, lists, log, replays
 from kappa_log.storage.database import ConstraintViolated, Database
@@ -76,6 +79,9 @@ class Retrier:
         self._listener_of = listener_of
         self._clock = clock
         self._act = act
+        self._run = ExitStack()
+        self._listeners: dict[tuple[str, str, str], Listener] = {}
+        """With handlers that are started, until the run's end."""
 
     def one(self, identifier: int) -> Retried:
         """Handle one failure again, and what waits before and behind it.
@@ -84,55 +90,82 @@ class Retrier:
             NotFound: No such failure.
             RetryFailed: It failed again, or one that it waits behind did.
             LostRace: Somebody else retried or discarded it first.
+            HandlerError: Its handler's start or stop raised.
         """
-        found = self._find(identifier)
-        if found.park_id is None:
-            return self._handle(found)
-        for head in self._heads(found.park_id):
-            done = self._handle(head)
-            if head.id == identifier:
-                self._drain_rest(found.park_id)
-                return done
-        raise LostRace(_TAKEN.format(identifier=identifier))
+        with self._run:
+            found = self._find(identifier)
+            if found.park_id is None:
+                return self._handle(found)
+            for head in self._heads(found.park_id):
+                if head.offset > found.offset:
+                    break
+                done = self._handle(head)
+                if head.id == identifier:
+                    self._drain_rest(found.park_id)
+                    return done
+            raise LostRace(_TAKEN.format(identifier=identifier))
 
     def many(
         self, chosen: FailureFilter, on_progress: Callable[[BulkRetry], None]
     ) -> BulkRetry:
-        """Handle all matching failures again, and what waits behind them."""
+        """Handle all matching failures again, and what waits behind them.
+
+        Raises:
+            HandlerError: A handler's start or stop raised.
+        """
         result = BulkRetry()
         stopped: set[bytes] = set()
-        for found in self._matching(chosen):
-            result.matched += 1
-            if found.park_id is not None and found.park_id in stopped:
-                continue
-            try:
-                self._count(found, result)
-            except RetryFailed as error:
-                result.failed += 1
-                if len(result.errors) < _SHOWN:
-                    result.errors.append(str(error))
-                if found.park_id is not None:
-                    stopped.add(found.park_id)
-            on_progress(result)
+        with self._run:
+            for found in self._matching(chosen):
+                result.matched += 1
+                if found.park_id not in stopped:
+                    self._try(found, result, stopped)
+                on_progress(result)
         result.stopped_keys = len(stopped)
         return result
+
+    def _try(self, found: Waiting, result: BulkRetry, stopped: set[bytes]) -> None:
+        """Handle one of many again, and what waits with it; note what came of it."""
+        try:
+            self._count(found, result)
+        except RetryFailed as error:
+            result.failed += 1
+            if len(result.errors) < _SHOWN:
+                result.errors.append(str(error))
+            if found.park_id is not None:
+                stopped.add(found.park_id)
 
     def discard(self, identifier: int) -> None:
         """Give a failure up; the next of its key may be retried.
 
         Raises:
             NotFound: No such failure.
+            LostRace: It is retried again and again while we try.
         """
-        found = self._find(identifier)
-        if not self._settle(found, Decided(skipped=1), "discard"):
-            raise NotFound("failure", identifier, "It was retried or discarded")
+        for _ in range(MAX_RERUNS):
+            if self._give_up(self._find(identifier)):
+                return
+        raise LostRace(_TAKEN.format(identifier=identifier))
 
     def discard_many(self, chosen: FailureFilter) -> int:
         """Give all matching failures up; return how many."""
-        return sum(
-            self._settle(found, Decided(skipped=1), "discard")
-            for found in self._matching(chosen)
-        )
+        return sum(self._give_up(found) for found in self._matching(chosen))
+
+    def _give_up(self, found: Waiting) -> bool:
+        """Take a failure out for nothing; tell whether it still was as it was found.
+
+        Its listener has no say, and may be gone.
+        """
+        try:
+            kept = self._kept(found)
+            nobody = field_listener(kept.topic, kept.group_id, FieldOptions(), "offset")
+            portion = _portion_of(kept, _record_of(kept), nobody)
+            self._settle(
+                found, Decided(skipped=1), "discard", portion, Effects(self._database)
+            )
+        except LostRace:
+            return False
+        return True
 
     def _find(self, identifier: int) -> Waiting:
         with self._database.read() as connection:
@@ -146,10 +179,17 @@ class Retrier:
     def _matching(self, chosen: FailureFilter) -> Iterator[Waiting]:
         """Yield what matches now; what fails meanwhile is left for another time."""
         after = 0
+        with self._database.read() as connection:
+            upto = failures.newest_id(connection, self._database)
         while True:
             with self._database.read() as connection:
                 page = failures.waiting(
-                    connection, self._database, chosen, after=after, limit=PAGE
+                    connection,
+                    self._database,
+                    chosen,
+                    after=after,
+                    upto=upto,
+                    limit=PAGE,
                 )
             yield from page
             if len(page) < PAGE:
@@ -207,51 +247,44 @@ class Retrier:
 
     def _attempt(self, found: Waiting, refused: TransactionDied | None) -> Decided:
         """Decide about a failure, and settle it unless it failed again."""
-        portion = self._portion(found)
+        kept = self._kept(found)
+        portion = _portion_of(kept, _record_of(kept), self._listener(kept))
         with Effects(self._database, refused=refused) as effects:
             batch = identify(self._database, [portion])
             (decided,) = decide(self._database, batch, effects).decided
-            if not decided.failed and not self._settle(
-                found, decided, "retry", portion, effects
-            ):
-                raise LostRace(_TAKEN.format(identifier=found.id))
+            if not decided.failed:
+                self._settle(found, decided, "retry", portion, effects)
         return decided
 
-    def _portion(self, found: Waiting) -> Portion:
+    def _kept(self, found: Waiting) -> lists.Failure:
         with self._database.read() as connection:
             kept = lists.failures(connection, self._database, limit=1, only=found.id)
         if not kept:
             raise LostRace(_TAKEN.format(identifier=found.id))
-        failure = kept[0]
-        record = Record(
-            failure.offset,
-            failure.value,
-            failure.key,
-            tuple(failure.headers),
-            failure.timestamp,
-        )
-        return self._portion_of(failure, record)
+        return kept[0]
 
-    def _portion_of(self, kept: lists.Received, record: Record) -> Portion:
-        lane = Lane(kept.source, kept.topic, kept.group_id, kept.partition)
-        return Portion(
-            lane,
-            Assignment(0, 0, kept.offset, None, is_new=False),
-            # Its turn has come: it waits behind nothing.
-            msgspec.structs.replace(self._listener_of(kept), park="event"),
-            [record],
-            kept.offset + 1,
-        )
+    def _listener(self, kept: lists.Received) -> Listener:
+        """Return who decides about a record, with its handler started for this run."""
+        place = kept.source, kept.topic, kept.group_id
+        if place not in self._listeners:
+            found = self._listener_of(kept)
+            self._run.enter_context(started_handler(found.handler))
+            self._listeners[place] = found
+            self._run.callback(self._listeners.pop, place)
+        told = kept.metadata if isinstance(kept, lists.Failure) else {}
+        # Its turn has come: it waits behind nothing.
+        return msgspec.structs.replace(self._listeners[place], told=told, park="event")
 
     def _fail(self, found: Waiting, failed: Failed) -> None:
         names = ("error_class", "error_message", "error_backtrace", "fingerprint")
+        changes = dict(zip(names, failed.explained, strict=True))
         with self._database.write() as connection:
             known = failures.failed_again(
                 connection,
                 self._database,
                 found,
                 self._clock(),
-                **dict(zip(names, failed.explained, strict=True)),
+                **changes | _told(failed.said),
             )
         if not known:
             raise LostRace(_TAKEN.format(identifier=found.id))
@@ -262,18 +295,23 @@ class Retrier:
         found: Waiting,
         decided: Decided,
         action: str,
-        portion: Portion | None = None,
-        effects: Effects | None = None,
-    ) -> bool:
-        """Take a failure out and write what it became; tell whether it was there."""
-        portion = portion or self._portion(found)
+        portion: Portion,
+        effects: Effects,
+    ) -> None:
+        """Take a failure out and write what it became, in one transaction.
+
+        Raises:
+            LostRace: It is not as it was found, or not its turn; nothing is kept.
+        """
         now = self._clock()
-        effects = effects or Effects(self._database)
         with effects.transaction() as connection:
             # Before the failure goes: a consumer that holds the head sees it, or waits.
             log.head(connection, self._database, lock=True)
-            if not failures.take_out(connection, self._database, found):
-                return False
+            is_due = action == "discard" or failures.is_head(
+                connection, self._database, found
+            )
+            if not is_due or not failures.take_out(connection, self._database, found):
+                raise LostRace(_TAKEN.format(identifier=found.id))
             source = source_id(connection, self._database, portion.lane.source, now)
             held = msgspec.structs.replace(portion.held, source_id=source)
             portion = msgspec.structs.replace(portion, held=held)
@@ -287,7 +325,6 @@ class Retrier:
                 detail={"position": done.last_position},
             )
             replays.write_audit(connection, self._database, act, now)
-        return True
 
     def _outcome(self, decided: Decided) -> Retried:
         if decided.duplicates:
@@ -302,10 +339,11 @@ class Retrier:
     def event(self, event: Event, kept: lists.Received) -> bool:
         """Hand a kept event to its handler again; tell whether it acknowledges it.
 
-        Nothing is stored.
+        Nothing is stored: what it writes by its connection is rolled back.
 
         Raises:
             RetryFailed: The handler raised.
+            HandlerError: Its start or stop raised.
         """
         text = event.payload_text
         value = event.raw
@@ -314,12 +352,37 @@ class Retrier:
         record = Record(
             event.offset, value, event.key, tuple(event.headers), event.timestamp
         )
-        portion = self._portion_of(kept, record)
         message_id = bytes.fromhex(event.message_id)
-        done = consume(portion, record, message_id, checksum(record.value))
+        with self._run, Effects(self._database) as effects:
+            portion = _portion_of(kept, record, self._listener(kept))
+            value_sum = checksum(record.value)
+            try:
+                done = consume(portion, record, message_id, value_sum, effects)
+            except TransactionDied as error:
+                raise RetryFailed("event", event.position, error) from error
         if isinstance(done, Failed):
             raise RetryFailed("event", event.position, done.error) from done.error
         return isinstance(done, Acked)
+
+
+def _record_of(kept: lists.Failure) -> Record:
+    return Record(
+        kept.offset, kept.value, kept.key, tuple(kept.headers), kept.timestamp
+    )
+
+
+def _portion_of(kept: lists.Received, record: Record, listener: Listener) -> Portion:
+    lane = Lane(kept.source, kept.topic, kept.group_id, kept.partition)
+    held = Assignment(0, 0, kept.offset, None, is_new=False)
+    return Portion(lane, held, listener, [record], kept.offset + 1)
+
+
+def _told(said: Ack) -> dict[str, Any]:
+    """Return what a handler's extractors could tell, by column."""
+    found = {name: getattr(said, name) for name in said.__struct_fields__}
+    if said.event_time is not None:
+        found["event_time"] = from_micros(said.event_time)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 _SHOWN = 5

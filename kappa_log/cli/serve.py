@@ -32,8 +32,11 @@ app = create_app()
     type=click.IntRange(0, 65_535),
     help="Which port; 0 takes a free one.  [default: api.port, 8080]",
 )
+@click.option("--access-log", is_flag=True, help="Write about each request on stderr.")
 @pass_app
-def serve(app: KappaLog, /, *, host: str | None, port: int | None) -> int:
+def serve(
+    app: KappaLog, /, *, host: str | None, port: int | None, access_log: bool
+) -> int:
     """Answer HTTP requests until Ctrl-C.
 
     On 127.0.0.1 without a token; anywhere else only with one.
@@ -47,6 +50,10 @@ def serve(app: KappaLog, /, *, host: str | None, port: int | None) -> int:
         settings.host if host is None else host,
         settings.port if port is None else port,
     )
+    if access_log:
+        from kappa_log.web import access
+
+        access.register(server.app)
     with stop_on_signal() as stop:
         output.line(server.url)
         output.stdout().flush()

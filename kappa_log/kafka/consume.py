@@ -262,6 +262,8 @@ class Consumption:
             elif error.code() in _OUT_OF_RANGE:
                 # The broker does not have what comes next: taking anew tells why.
                 self._partitions.forget(at_of(message))
+                self._trouble.say(str(client.source_error(self._cluster.label, error)))
+                self._trouble.wait(5 * FIRST_WAIT)
             else:
                 self._on_error(error)
 

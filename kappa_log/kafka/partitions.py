@@ -193,10 +193,20 @@ class Partitions:
         try:
             self._consumer.seek(TopicPartition(*at, offset))
         except KafkaException:
-            # Its fetching has not begun yet, or has ended: a later turn knows.
+            self._begin_again(at)
             return
         self._consumer.resume([TopicPartition(*at)])
         self._intakes[at] = Intake(offset)
+
+    def _begin_again(self, at: At) -> None:
+        """Begin a partition whose fetching has not begun yet, or ended by an error."""
+        try:
+            if self._is_cooperative:
+                self._consumer.incremental_unassign([TopicPartition(*at)])
+            self.begin({at} if self._is_cooperative else set(self.assigned))
+        except KafkaException:
+            # It is about to be taken away: a later turn knows.
+            return
 
     # --- records --------------------------------------------------------------
 

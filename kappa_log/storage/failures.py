@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from kappa_log.records import Lane
 from kappa_log.storage.database import Database
 from kappa_log.storage.ledger import lane_is
+from kappa_log.storage.lists import MAX_INT
 
 
 class FailureFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,17 +70,25 @@ def waiting(
     chosen: FailureFilter,
     *,
     after: int = 0,
+    upto: int = MAX_INT,
     limit: int,
 ) -> list[Waiting]:
     """Return matching failures by id, a page at a time."""
     table = database.tables.failures
     rows = connection.execute(
         _waiting(table)
-        .where(table.c.id > after, *_where(table, chosen))
+        .where(table.c.id > after, table.c.id <= upto, *_where(table, chosen))
         .order_by(table.c.id)
         .limit(limit)
     )
     return [_as_waiting(row) for row in rows]
+
+
+def newest_id(connection: sa.Connection, database: Database) -> int:
+    """Return the highest id of a failure; 0 without any."""
+    return int(
+        connection.scalar(sa.select(sa.func.max(database.tables.failures.c.id))) or 0
+    )
 
 
 def head_of(
@@ -197,7 +206,7 @@ def groups(
         .limit(limit)
     )
     parked = (
-        sa.select(sa.func.count())
+        sa.select(sa.func.count(behind.c.id.distinct()))
         .select_from(behind.join(table, table.c.park_id == behind.c.park_id))
         .where(behind.c.parked == 1, table.c.parked == 0)
     )
@@ -251,7 +260,8 @@ def _unchanged(table: sa.Table, found: Waiting) -> sa.ColumnElement[bool]:
 def _where(table: sa.Table, chosen: FailureFilter) -> list[sa.ColumnElement[bool]]:
     conditions: list[sa.ColumnElement[bool]] = []
     if chosen.ids is not None:
-        conditions.append(table.c.id.in_(chosen.ids))
+        ids = [number for number in chosen.ids if 0 < number <= MAX_INT]
+        conditions.append(table.c.id.in_(ids))
     for column, value in (
         (table.c.fingerprint, chosen.fingerprint),
         (table.c.topic, chosen.topic),

@@ -126,7 +126,7 @@ def public(text: str) -> str:
 def _from_ours(error: errors.KappaLogError) -> Response:
     status = status_of(error)
     if status >= SERVER_ERROR:
-        current_app.logger.error("%s: %s", type(error).__name__, error)
+        current_app.logger.error("%s: %r", type(error).__name__, str(error))
     said = _nearest(_SAID, type(error), "")
     detail = said or public(str(error))
     message = detail
@@ -163,7 +163,7 @@ def _from_http(error: HTTPException) -> Response:
 
 
 def _from_bug(error: Exception) -> Response:
-    current_app.logger.error("%s %s", request.method, request.path, exc_info=error)
+    current_app.logger.error("%r %r", request.method, request.path, exc_info=error)
     return problem(SERVER_ERROR, "internal error; the server's log says more")
 
 

@@ -52,8 +52,9 @@ def create_app(
         log: The log; that of the configuration from the current folder upwards if
             None.
         needs_token: Whether nothing is answered without a token. False is for a
-            server that only this machine reaches, and then ``hosts`` must be given.
-        hosts: Names by which it may be called; None takes all.
+            server that only this machine reaches.
+        hosts: Names by which it may be called. None takes all, or without tokens
+            those of loopback.
 
     Raises:
         ConfigError: A setting is wrong.
@@ -82,6 +83,8 @@ def create_app(
     )
     # A path with two slashes or one at its end is another path, and is not there.
     app.url_map.merge_slashes = False
+    if hosts is None and not needs_token:
+        hosts = security.LOOPBACK_HOSTS
     security.protect(app, hosts=hosts, needs_token=needs_token)
     idempotency.register(app)
     errors.register(app)

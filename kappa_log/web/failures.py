@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from apiflask import APIBlueprint
 from flask import Response
 
@@ -21,6 +23,9 @@ from kappa_log.web.query import Because, FailureFilterBody, FailureQuery, Limite
 from kappa_log.web.security import who
 
 api = APIBlueprint("failures", __name__, url_prefix="/v1/failures")
+
+MAX_AT_ONCE = 10_000
+"""Failures that one request may act on."""
 
 _FILTER = {"fingerprint": "a1b2c3d4", "dry_run": True, "reason": "fixed in 1.2.3"}
 
@@ -59,9 +64,7 @@ def group_failures(query: Limited) -> Response:
 @api.doc(**spec.operation("retryFailures", spec.one("BulkRetry")))
 def retry_failures(body: FailureFilterBody) -> Response:
     """Hand all matching failures to their handlers again, key by key in order."""
-    done = log().retry_failures(
-        dry_run=body.dry_run, who=who(), reason=body.reason, **body.chosen()
-    )
+    done = log().retry_failures(who=who(), **_bounded(body))
     done.errors = [public(text) for text in done.errors]
     return answer(done)
 
@@ -71,9 +74,7 @@ def retry_failures(body: FailureFilterBody) -> Response:
 @api.doc(**spec.operation("discardFailures", spec.one("Count")))
 def discard_failures(body: FailureFilterBody) -> Response:
     """Give all matching failures up; return how many."""
-    count = log().discard_failures(
-        dry_run=body.dry_run, who=who(), reason=body.reason, **body.chosen()
-    )
+    count = log().discard_failures(who=who(), **_bounded(body))
     return answer({"count": count})
 
 
@@ -114,6 +115,24 @@ def retry_failure(identifier: str, query: Because) -> Response:
             "position": done.position,
         }
     )
+
+
+def _bounded(body: FailureFilterBody) -> dict[str, Any]:
+    """Return the filters, for no more than can be done while a client waits.
+
+    Raises:
+        UsageError: More match.
+    """
+    chosen = body.chosen()
+    if not body.dry_run:
+        count = log().count_failures(**chosen)
+        if count > MAX_AT_ONCE:
+            msg = (
+                f"{count:,} failures match, and {MAX_AT_ONCE:,} are acted on at once; "
+                "filter further, or use the command line: kappa-log failures"
+            )
+            raise UsageError(msg)
+    return chosen | {"dry_run": body.dry_run, "reason": body.reason}
 
 
 def _check_listener(number: int) -> None:

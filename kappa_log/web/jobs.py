@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from kappa_log.app import acting_as
@@ -128,5 +129,6 @@ class Jobs:
         """Stop all jobs; their replays can be resumed."""
         for job in self._jobs:
             job.stop()
+        last = time.monotonic() + STOP_SECONDS
         for job in self._jobs:
-            job.wait(STOP_SECONDS)
+            job.wait(max(0.0, last - time.monotonic()))

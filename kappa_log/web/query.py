@@ -155,12 +155,13 @@ class ListQuery(Limited):
 
     def _place(self, cursor: str) -> Place:
         text, _, seal = cursor.rpartition(".")
-        if seal != self._seal(text):
-            msg = "cursor is none of this list with these filters; begin without it"
-            raise UsageError(msg)
-        happened, kept, identifier = text.split(".")
-        event_time = from_micros(int(happened)) if happened else None
-        return event_time, from_micros(int(kept)), int(identifier)
+        try:
+            if seal == self._seal(text):
+                return _place_of(text)
+        except (ValueError, OverflowError):
+            pass  # Sealed by somebody else: the seal is no secret.
+        msg = "cursor is none of this list with these filters; begin without it"
+        raise UsageError(msg)
 
     def _seal(self, text: str) -> str:
         """Return what tells a cut cursor, or one of another list, from a good one.
@@ -179,6 +180,14 @@ class ListQuery(Limited):
             "partition": self.partition,
             "offset": self.record_offset,
         }
+
+
+def _place_of(text: str) -> Place:
+    happened, kept, identifier = text.split(".")
+    event_time = from_micros(int(happened)) if happened else None
+    if not 0 <= int(identifier) <= MAX_NUMBER:
+        raise ValueError(identifier)
+    return event_time, from_micros(int(kept)), int(identifier)
 
 
 class EventQuery(ListQuery):

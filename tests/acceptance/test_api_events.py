@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kappa_log.web.query import EventQuery
 from support.api import ApiWorld, a_failure, an_event
 
 
@@ -186,6 +187,25 @@ def test_a_cursor_is_of_its_list_and_filters(world: ApiWorld) -> None:
     ]
 
     assert statuses == [200, 422, 422, 422, 422]
+
+
+def test_a_forged_cursor_is_refused(world: ApiWorld) -> None:
+    """The seal keeps mistakes out, not attackers; they learn and break nothing."""
+    query = EventQuery()
+    for text in ("x.1.1", f"1.{10**30}.1", f".1.{2**63}", "1.1", ".1.-1", ".0.1"):
+        seal = query._seal(text)  # noqa: SLF001 - as an attacker would
+        status = world.client.get(f"/v1/events?cursor={text}.{seal}").status_code
+        assert status == (200 if text == ".0.1" else 422), text
+
+
+def test_the_ends_of_time_are_times(world: ApiWorld) -> None:
+    """Both databases keep them."""
+    world.put_event(an_event(1, event_time="2026-01-01T00:00:00Z"))
+    world.put_failure(a_failure(1))
+
+    for noun, by in product(["events", "failures"], ["recorded", "event-time"]):
+        path = f"/v1/{noun}?by={by}&since=0001-01-01&until=9999-12-31T23:59:59.999999Z"
+        assert len(_ids(world, path)) == (noun == "events" or by == "recorded")
 
 
 def test_no_digit_of_a_payload_is_lost(world: ApiWorld, tmp_path: Path) -> None:

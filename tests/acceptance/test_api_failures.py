@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from kappa_log.web import failures as web_failures
 from support.api import ACKING, ApiWorld, a_failure, an_event
 
 LISTENERS = [{"topic": "orders", "group_id": "billing", "handler": "scripted:Main"}]
@@ -98,6 +99,18 @@ def test_many_are_given_up_by_a_filter(world: ApiWorld) -> None:
     )
     assert world.client.get("/v1/failures").json == []
     assert world.calls() == []
+
+
+def test_too_many_at_once_are_refused(
+    world: ApiWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client does not wait for hours; counting them is no work."""
+    monkeypatch.setattr(web_failures, "MAX_AT_ONCE", 2)
+
+    assert _post(world, "/v1/failures/retry", all=True)[0] == 422
+    assert _post(world, "/v1/failures/discard", all=True)[0] == 422
+    assert _post(world, "/v1/failures/discard", all=True, dry_run=True)[0] == 200
+    assert _post(world, "/v1/failures/retry", fingerprint="f1")[1]["acked"] == 2
 
 
 @pytest.mark.parametrize("act", ["retry", "discard"])

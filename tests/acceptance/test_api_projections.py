@@ -42,10 +42,20 @@ def days(state: int | None, _event: Event) -> int:
     return (state or 0) + 1
 
 
+def _number(event: Event) -> int:
+    return int(event.payload["n"])
+
+
+@projection(topics=["things"], version=1, key=_number)
+def numbers(state: int | None, _event: Event) -> int:
+    """Count by a number."""
+    return (state or 0) + 1
+
+
 @pytest.fixture
 def world(database_url: str, tmp_path: Path) -> Iterator[ApiWorld]:
     """Give an application over ten events of five entities, projected."""
-    found = ApiWorld(database_url, tmp_path, spent, days)
+    found = ApiWorld(database_url, tmp_path, spent, days, numbers)
     append(
         found.log,
         tmp_path / "things.jsonl",
@@ -80,7 +90,7 @@ def _ended(world: ApiWorld, identifier: int) -> Any:
 def test_status_tells_what_is_live_and_how_far_behind(world: ApiWorld) -> None:
     """As the command line does."""
     found = _get(world, "/v1/projections")
-    assert [status["name"] for status in found] == ["days", "spent"]
+    assert [status["name"] for status in found] == ["days", "numbers", "spent"]
 
     status = _get(world, "/v1/projections/spent")
 
@@ -119,6 +129,11 @@ def test_a_row_and_how_it_came_to_be(world: ApiWorld) -> None:
     assert _get(world, "/v1/projections/spent/rows?key=nobody") == []
     _get(world, "/v1/projections/days/rows?key=nobody", 422)
     _get(world, "/v1/projections/spent/explain", 422)
+    _get(world, "/v1/projections/spent/rows?build=9223372036854775807", 404)
+    for number in ("9" * 30, "-" + "9" * 30, "1.5", "%00", ""):
+        _get(world, f"/v1/projections/numbers/rows?key={number}", 422)
+        _get(world, f"/v1/projections/numbers/rows?after={number}", 422)
+        _get(world, f"/v1/projections/numbers/explain?key={number}", 422)
 
 
 def test_a_replay_is_accepted_watched_and_promoted(world: ApiWorld) -> None:
@@ -272,7 +287,7 @@ def test_a_running_replay_is_cancelled(
     original = Job.on_progress
 
     def slowly(job: Job, progress: Any) -> None:
-        time.sleep(0.2)
+        job._stop.wait(250)  # noqa: SLF001 - until it is told to stop
         original(job, progress)
 
     monkeypatch.setattr(Job, "on_progress", slowly)
@@ -325,7 +340,7 @@ def test_readiness_notices_a_cursor_that_is_stuck(
 
     assert _get(world, "/readyz", 503)["checks"] == {
         "database": "ok",
-        "cursors": "2 stuck",
+        "cursors": "3 stuck",
     }
     monkeypatch.setattr(health, "STUCK_SECONDS", 300)
     assert _get(world, "/readyz")["ready"] is True
@@ -341,3 +356,38 @@ def test_readiness_needs_the_database_at_its_revision(world: ApiWorld) -> None:
     assert found["type"] == "urn:kappa-log:problem:schema-out-of-date"
     assert "kappa-log db status" in found["message"]
     world.log.create_database()
+
+
+def test_a_fold_that_fails_is_told_with_its_replay(
+    database_url: str, tmp_path: Path
+) -> None:
+    """It began, so its row says where it stands; cancelled, it is out of the way."""
+
+    @projection(topics=["things"], version=1)
+    def picky(_state: int | None, event: Event) -> int:
+        """Take no twos."""
+        assert event.payload["n"] != 2, "no twos"
+        return 1
+
+    found = ApiWorld(database_url, tmp_path, picky)
+    file = tmp_path / "things.jsonl"
+    append(found.log, file, [{"id": "a", "n": n} for n in (1, 2)])
+    begun = _post(found, "/v1/replays", 202, projection="picky")
+
+    told = _ended(found, begun["id"])
+
+    assert (told["state"], told["outcome"]) == ("unfinished", None)
+    assert "position 2" in told["error"]
+    assert _post(found, f"/v1/replays/{begun['id']}/cancel")["state"] == "ended"
+    found.log.close()
+
+
+def test_a_log_that_is_large_is_not_verified_while_a_client_waits(
+    world: ApiWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command line does it, and shows how far it is."""
+    from kappa_log.web import ledger
+
+    monkeypatch.setattr(ledger, "MAX_VERIFIED", 9)
+
+    assert "kappa-log verify" in _post(world, "/v1/verify", 422)["message"]

@@ -262,7 +262,7 @@ def test_two_at_once_with_a_key_are_one(world: ApiWorld) -> None:
     slow = world.log.retry_failure
 
     def waiting(*given: Any, **named: Any) -> Any:
-        gate.wait(10)
+        gate.wait(250)
         return slow(*given, **named)
 
     world.log.retry_failure = waiting  # type: ignore[method-assign]

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,17 +19,19 @@ import pytest
 ORDERS = "".join(f'{{"id":"e{n % 7}","n":{n}}}\n' for n in range(3000))
 
 SLOW = '''
-"""A fold that takes its time, so that it can be killed."""
+"""A fold that waits while it is told to, so that it can be killed."""
 
 import time
+from pathlib import Path
 
 from kappa_log import projection
 
 
 @projection(topics=["orders"], version=1)
 def slow(state: int | None, event) -> int | None:
-    """Count slowly."""
-    time.sleep(0.001)
+    """Count."""
+    while Path("hold").exists():
+        time.sleep(0.01)
     return (state or 0) + 1
 '''
 
@@ -41,7 +44,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=_environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=250,
         check=False,
     )
 
@@ -77,7 +80,7 @@ def ask(url: str, method: str = "GET", **body: Any) -> Any:
         {"Content-Type": "application/json"},
         method=method,
     )
-    with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=120) as response:  # noqa: S310
         return json.load(response)
 
 
@@ -105,11 +108,30 @@ def test_it_serves_until_it_is_told_to_stop(
             assert answer.headers["Server"] is None
         process.send_signal(number)
 
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=120)
 
     assert process.returncode == code
     assert out == ""
     assert "Traceback" not in err
+
+
+def test_the_access_log_is_a_line_a_request(place: Path) -> None:
+    """What was asked, by whom, and what came of it; a path cannot forge a line."""
+    with served(place, "--access-log") as (url, process):
+        ask(url + "/v1/events?topic=a%0Ab&limit=5")
+        with pytest.raises(urllib.error.HTTPError):
+            ask(url + "/v1/events/%1b%5b31m%0a")
+        process.terminate()
+        _, err = process.communicate(timeout=120)
+
+    lines = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+
+    assert [(line["status"], line["who"]) for line in lines] == [
+        (200, "api@loopback"),
+        (404, "api@loopback"),
+    ]
+    assert lines[0]["path"] == "/v1/events?topic=a%0Ab&limit=5"
+    assert "\x1b" not in err
 
 
 def test_others_are_not_served_without_tokens(place: Path) -> None:
@@ -198,10 +220,12 @@ def test_a_replay_survives_the_server(place: Path) -> None:
         ).returncode
         == 0
     )
+    (place / "hold").touch()
     with served(place) as (url, process):
         begun = ask(url + "/v1/replays", "POST", projection="slow")
         process.kill()
-    with served(place) as (url, process):
+    (place / "hold").unlink()
+    with served(place) as (url, _):
         replay = f"{url}/v1/replays/{begun['id']}"
         assert ask(replay)["state"] == "unfinished"
         ask(replay + "/resume", "POST")

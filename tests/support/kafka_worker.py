@@ -1,13 +1,15 @@
 """Consumers in processes of their own, to be killed, paused or told to stop.
 
 A *nest* has imported everything and forks a worker for each task that comes over its
-socket, so a worker is at work after a few milliseconds. With each task comes a socket
-to talk to the worker, a line of JSON each way:
+socket, so a worker is at work after a few milliseconds. With each task comes another
+socket, on which the worker talks, a line of JSON each time; when nobody is at its other
+end any more, the worker ends:
 
-    → {"stop": true}                    end as at SIGTERM
-    ← {"said": "paused"}                it stops itself next, by SIGSTOP
-    ← {"notice": "…"}                   what `consume` tells people
-    ← {"result": {…}}                   what came of it; none if it was killed
+    {"said": "paused"}      it stops itself next, by SIGSTOP
+    {"notice": "…"}         what `consume` tells people
+    {"result": {…}}         what came of it, or the error; none if it was killed
+
+SIGTERM ends it in peace, whenever it comes.
 
 A task may set a *trap*: the point and the pass of it where the worker kills or stops
 itself. Traps, and the faults that a test plants to see them found, wrap functions of
@@ -16,6 +18,7 @@ the engine in this process; the engine knows nothing of them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -140,6 +143,8 @@ PROJECTIONS = {"trails": trails, "customers": customers}
 
 def nest(descriptor: int) -> None:
     """Fork a worker for each task, until nobody is at the other end."""
+    # One that comes while a worker is still being forked waits for its handler.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     control = socket.socket(fileno=descriptor)
     children: set[int] = set()
     while True:
@@ -168,7 +173,7 @@ class Talk:
     """The worker's end of its socket."""
 
     def __init__(self, channel: socket.socket) -> None:
-        """Listen in a thread; end when nobody is there any more."""
+        """Watch, in a thread, whether somebody listens."""
         self._channel = channel
         self._lock = threading.Lock()
         self.stop = threading.Event()
@@ -180,8 +185,8 @@ class Talk:
             self._channel.sendall(json.dumps(what).encode() + b"\n")
 
     def _listen(self) -> None:
-        while self._channel.recv(1 << 10):
-            self.stop.set()
+        with contextlib.suppress(ConnectionResetError):
+            self._channel.recv(1)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -190,6 +195,7 @@ def _live(channel: socket.socket, task: dict[str, Any]) -> None:
     try:
         talk = Talk(channel)
         signal.signal(signal.SIGTERM, lambda *_: talk.stop.set())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         try:
             result = _do(task, talk)
         except KappaLogError as error:

@@ -15,9 +15,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from itertools import count, pairwise
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 import sqlalchemy as sa
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AlterConfigOpType,
     ConfigEntry,
@@ -437,11 +439,35 @@ class World:
         )
 
     def finish(self) -> None:
-        """Read all that is left, in a worker that nobody disturbs; fold it."""
-        done = self.start(until_end=True).result()
-        if "error" in done:
-            self._errors.append(f"{done['error']}: {done['message']}")
+        """Read all that is left, in workers that nobody disturbs; fold it.
+
+        A killed member has its partitions until it is missed: then one worker alone
+        may end without them.
+        """
+        ends = self.ends()
+        give_up = time.monotonic() + ANSWER_SECONDS
+        while not self._errors and time.monotonic() < give_up:
+            done = self.start(until_end=True).result()
+            if "error" in done:
+                self._errors.append(f"{done['error']}: {done['message']}")
+            if self.offsets().items() >= ends.items():
+                break
         self.app.project()
+
+    def written(self) -> Path:
+        """Write its configuration to a file, for the command line; return the folder."""
+        (listener,) = self._config["listeners"]
+        lines = [
+            f"database.url = {json.dumps(self._config['database.url'])}",
+            f"ingest.batch_size = {self._config['ingest.batch_size']}",
+            "projections.modules = []",
+            "[kafka]",
+            *(f'"{k}" = {json.dumps(v)}' for k, v in self._config["kafka"].items()),
+            "[[listeners]]",
+            *(f"{k} = {json.dumps(v)}" for k, v in listener.items()),
+        ]
+        (self._folder / "kappa_log.toml").write_text("\n".join(lines))
+        return self._folder
 
     # --- what came of it ----------------------------------------------------------
 
@@ -492,13 +518,21 @@ class World:
 
     def ends(self) -> dict[tuple[str, int], int]:
         """Return where the partitions end, as `offsets` names them."""
-        found = self.broker.watermarks(self.topic)
+        found: dict[int, tuple[int, int]] = {}
+
+        def is_known() -> bool:
+            # A topic that was just made anew is unknown for some moments.
+            with suppress(KafkaException):
+                found.update(self.broker.watermarks(self.topic))
+            return bool(found)
+
+        wait_for(is_known, f"the ends of {self.topic}")
         return {(self.topic_id, number): high for number, (_, high) in found.items()}
 
-    def wait_until_read(self) -> None:
-        """Wait until all is read that there is now."""
-        ends = self.ends()
-        wait_for(lambda: self.offsets().items() >= ends.items(), f"{ends} to be read")
+    def wait_until_read(self, ends: dict[tuple[str, int], int] | None = None) -> None:
+        """Wait until all is read that there is now, or up to some other ends."""
+        wanted = self.ends() if ends is None else ends
+        wait_for(lambda: self.offsets().items() >= wanted.items(), f"{wanted} be read")
 
     def is_folded(self) -> bool:
         """Tell whether the projection is at the log's end."""
@@ -595,15 +629,14 @@ class World:
     def _miscounted(self) -> Iterator[str]:
         """Find partitions whose end was not reached, or whose ledger says else."""
         offsets = self.offsets()
-        ends = self.broker.watermarks(self.topic)
         table, sources = self.app.database.tables.checkpoints, self.app.database.tables.sources
         rows = self.select(
             sa.select(sources.c.name, table)
             .join_from(table, sources)
             .order_by(table.c.id)
         )
-        for partition, (_, end) in ends.items():
-            lane = self.topic_id, partition
+        for lane, end in self.ends().items():
+            partition = lane[1]
             if offsets.get(lane) != end:
                 yield f"partition {partition} is read to {offsets.get(lane)} of {end}"
             mine = [r for r in rows if (_topic_id(r.name), r.partition) == lane]

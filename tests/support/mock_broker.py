@@ -50,6 +50,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "mock_cluster_new": (pointer, [pointer, c_int]),
     "mock_cluster_destroy": (None, [pointer]),
     "mock_cluster_bootstraps": (c_char_p, [pointer]),
+    "mock_group_initial_rebalance_delay_ms": (None, [pointer, c_int32]),
     "mock_topic_create": (c_int, [pointer, c_char_p, c_int, c_int]),
     "mock_topic_delete": (c_int, [pointer, c_char_p]),
     "mock_partition_delete_records": (c_int, [pointer, c_char_p, c_int32, c_int64]),
@@ -105,6 +106,8 @@ class MockBroker:
         assert self._client, text.value.decode()
         self._cluster = self._call["mock_cluster_new"](self._client, brokers)
         assert self._cluster
+        # Groups are there at once, and not after three seconds.
+        self._call["mock_group_initial_rebalance_delay_ms"](self._cluster, 0)
         self._call["mock_start_request_tracking"](self._cluster)
         found: bytes = self._call["mock_cluster_bootstraps"](self._cluster)
         self.bootstrap = found.decode()

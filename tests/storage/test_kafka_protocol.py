@@ -1,0 +1,261 @@
+"""Errors of Kafka's protocol, one by one: they are survived, or end in clear words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from confluent_kafka import KafkaError
+
+from kappa_log.errors import SourceError
+from support.kafka_broker import RealBroker
+from support.mock_broker import Api, MockBroker
+from support.topics import Running, Shop
+
+TRANSPORT = KafkaError._TRANSPORT  # noqa: SLF001 - librdkafka's name: it hangs up
+
+KAFKA = {
+    "session.timeout.ms": 6000,
+    "heartbeat.interval.ms": 200,
+    "reconnect.backoff.max.ms": 100,
+    "topic.metadata.refresh.interval.ms": 100,
+    "fetch.error.backoff.ms": 50,
+    "group.instance.id": "one",
+}
+
+
+class World:
+    """A mock broker with a topic, a producer to it, and a listener of it."""
+
+    def __init__(self, broker: MockBroker, shop: Shop) -> None:
+        """Begin with an empty topic of two partitions."""
+        self.broker = broker
+        self.shop = shop
+        self._client = RealBroker(broker.bootstrap)
+        self._numbers = count()
+        self.sent = 0
+        broker.create_topic(shop.topic, 2)
+
+    def produce(self, number: int = 10) -> None:
+        """Produce some more orders."""
+        found = [n for n, _ in zip(self._numbers, range(number), strict=False)]
+        records = [(json.dumps({"id": n}).encode(), None, n % 2) for n in found]
+        self._client.produce(self.shop.topic, records)
+        self.sent += number
+
+    def all_are_read(self) -> bool:
+        """Tell whether there are as many events as records."""
+        return self.shop.app.head().position == self.sent
+
+    def read_on(self, running: Running) -> None:
+        """Produce some orders, and wait until they are events."""
+        self.produce()
+        running.wait_for(self.all_are_read, f"{self.sent} events")
+
+    def rejoin(self) -> None:
+        """Let the consumer find out that its group does not know it any more."""
+        self.broker.fail(Api.HEARTBEAT, KafkaError.UNKNOWN_MEMBER_ID)
+
+    def check(self) -> None:
+        """Assert that each record is an event, once and in order."""
+        events = self.shop.events()
+        for partition in (0, 1):
+            offsets = [e.offset for e in events if e.partition == partition]
+            assert offsets == list(range(len(offsets)))
+        assert len(events) == self.sent
+        assert self.shop.app.duplicates() == []
+        assert self.shop.app.verify().ok
+
+
+@pytest.fixture
+def world(mock_broker: MockBroker, sqlite_url: str, tmp_path: Path) -> Iterator[World]:
+    """A listener on a mock broker."""
+    with Shop(mock_broker, "orders", sqlite_url, tmp_path) as shop:
+        shop.configure(kafka=KAFKA)
+        yield World(mock_broker, shop)
+
+
+SURVIVED = [
+    TRANSPORT,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError.OFFSET_OUT_OF_RANGE,
+    KafkaError.INVALID_MSG,
+    KafkaError.REQUEST_TIMED_OUT,
+]
+
+
+@pytest.mark.parametrize(
+    "api",
+    [
+        Api.FETCH,
+        Api.LIST_OFFSETS,
+        Api.METADATA,
+        Api.FIND_COORDINATOR,
+        Api.JOIN_GROUP,
+        Api.SYNC_GROUP,
+        Api.HEARTBEAT,
+    ],
+)
+def test_an_error_is_survived(world: World, api: Api) -> None:
+    """Whichever request it answers while a consumer runs, of those it may pass with."""
+    with world.shop.running() as running:
+        world.read_on(running)
+        for error in SURVIVED:
+            before = world.broker.requests(api)
+            world.broker.fail(api, error)
+            if api not in (Api.FETCH, Api.METADATA):
+                world.rejoin()
+            world.read_on(running)
+            running.wait_for(
+                lambda before=before: world.broker.requests(api) > before,
+                f"the answer to {api.name}",
+            )
+            world.broker.forgive(api)
+
+    world.check()
+
+
+@pytest.mark.parametrize("strategy", ["range", "cooperative-sticky"])
+def test_an_offset_that_is_refused_is_asked_for_again(
+    world: World, strategy: str
+) -> None:
+    """A leader that is not up to date may not know it yet; the client gave up on it."""
+    world.shop.configure(kafka=KAFKA | {"partition.assignment.strategy": strategy})
+    world.broker.fail(Api.FETCH, *[KafkaError.OFFSET_OUT_OF_RANGE] * 2)
+
+    with world.shop.running() as running:
+        world.read_on(running)
+
+    assert running.told("Offset out of range") == 1
+    world.check()
+
+
+def test_a_commit_of_kafkas_own_offsets_may_fail(world: World) -> None:
+    """They are for lag tools alone; a group that says we are gone is joined anew."""
+    world.broker.fail(
+        Api.OFFSET_COMMIT,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        TRANSPORT,
+        KafkaError.REBALANCE_IN_PROGRESS,
+    )
+
+    with world.shop.running() as running:
+        world.read_on(running)
+        running.wait_for(lambda: running.told("assigned") == 2, "a second assignment")
+        world.read_on(running)
+
+    world.check()
+
+
+@pytest.mark.parametrize(
+    "api", [Api.FIND_COORDINATOR, Api.JOIN_GROUP, Api.SYNC_GROUP, Api.METADATA]
+)
+def test_a_consumer_begins_in_spite_of_errors(world: World, api: Api) -> None:
+    """Clusters that are just starting answer so."""
+    world.broker.fail(
+        api, TRANSPORT, KafkaError.NOT_COORDINATOR, KafkaError.LEADER_NOT_AVAILABLE
+    )
+
+    with world.shop.running() as running:
+        world.read_on(running)
+
+    world.check()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KafkaError.NOT_LEADER_FOR_PARTITION, "Not leader for partition"),
+        (KafkaError.LEADER_NOT_AVAILABLE, "Leader not available"),
+        (KafkaError.INVALID_MSG, "Invalid message"),
+    ],
+)
+def test_without_offsets_nothing_is_begun(world: World, error: int, said: str) -> None:
+    """Where to begin is asked before anything else; a later run asks again."""
+    world.produce()
+    world.broker.fail(Api.LIST_OFFSETS, error, error)
+
+    with pytest.raises(
+        SourceError, match=rf"gives no answer about offsets: Broker: {said}"
+    ):
+        world.shop.consume()
+
+    assert world.shop.offsets() == {}
+    world.shop.consume()
+    world.check()
+
+
+FATAL = [
+    (Api.JOIN_GROUP, KafkaError.FENCED_INSTANCE_ID, "Static consumer fenced by other"),
+    (Api.SYNC_GROUP, KafkaError.FENCED_INSTANCE_ID, "Static consumer fenced by other"),
+    (Api.HEARTBEAT, KafkaError.FENCED_INSTANCE_ID, "Static consumer fenced by other"),
+    (Api.OFFSET_COMMIT, KafkaError.FENCED_INSTANCE_ID, "Static consumer fenced by"),
+    (Api.JOIN_GROUP, KafkaError.GROUP_AUTHORIZATION_FAILED, "Group authorization fail"),
+    (Api.JOIN_GROUP, KafkaError.INVALID_SESSION_TIMEOUT, "Invalid session timeout"),
+    (Api.FETCH, KafkaError.TOPIC_AUTHORIZATION_FAILED, "Topic authorization failed"),
+]
+
+
+@pytest.mark.parametrize(("api", "error", "said"), FATAL)
+def test_an_error_that_does_not_pass_ends_it(
+    world: World, api: Api, error: int, said: str
+) -> None:
+    """In words that say what it was; what was committed is kept."""
+    world.produce()
+    world.broker.fail(api, *[error] * 10)
+
+    with (
+        pytest.raises(SourceError, match=said),
+        world.shop.running() as running,
+    ):
+        running.wait_for(lambda: False, "the end")
+
+    world.broker.forgive(api)
+    world.shop.consume()
+    world.check()
+
+
+def test_brokers_that_are_down_hold_up_no_end(world: World) -> None:
+    """Neither offsets to commit nor a group to leave; nothing is lost by it."""
+    with world.shop.running() as running:
+        world.read_on(running)
+        world.broker.down()
+        running.wait_for(lambda: running.told("refused", "Disconnected"), "a notice")
+        running.end()
+
+    assert running.reports[0].counts.acked == world.sent
+    world.broker.up()
+    world.produce()
+    world.shop.consume()
+    world.check()
+
+
+def test_brokers_that_were_down_are_read_on(world: World) -> None:
+    """By the same consumer, as soon as they are back."""
+    with world.shop.running() as running:
+        for _ in range(2):
+            world.read_on(running)
+            world.broker.down()
+            running.wait_for(lambda: running.told("refused"), "a notice")
+            world.broker.up()
+        world.read_on(running)
+
+    world.check()
+
+
+def test_slow_brokers_are_waited_for(world: World) -> None:
+    """Each answer comes after a third of a second."""
+    world.broker.slow_down(300)
+    world.produce()
+
+    assert world.shop.consume().counts.acked == world.sent
+    world.check()
