@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check wheel bench fmt clean
+.PHONY: help demo test chaos check wheel bench fmt clean
 
 help: ## Print this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -17,6 +17,10 @@ demo: .venv/run ## Orders into a log, projections replayed and promoted, in a fo
 
 test: .venv/dev ## All tests, on SQLite and on a real PostgreSQL, with coverage
 	$(BIN)/python -m pytest --cov --numprocesses=$(JOBS) --dist=worksteal $(TEST_ARGS)
+
+chaos: .venv/dev ## About 1,000 kill trials, and the storms for longer
+	KAPPA_LOG_TEST_TRIALS=1000 $(BIN)/python -m pytest --numprocesses=$(JOBS) \
+		--dist=worksteal tests/anomaly/test_kafka_*.py $(TEST_ARGS)
 
 check: .venv/dev ## Format, lint, types, import directions, and the built wheel in an empty environment
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .

@@ -658,10 +658,10 @@ def park_id(portion: Portion, record: Record) -> bytes | None:
 
 def fingerprint_of(error: BaseException) -> str:
     """Return what groups failures: the error's class and the place it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = (
-        f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].name}" if frames else ""
-    )
+    place = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        place = f"{code.co_filename.rpartition('/')[2]}:{code.co_name}"
     text = f"{type(error).__module__}.{type(error).__qualname__}:{place}"
     return blake2b(text.encode(), digest_size=8).hexdigest()
 

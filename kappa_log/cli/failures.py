@@ -21,6 +21,7 @@ from kappa_log.cli.params import (
     yes_option,
 )
 from kappa_log.cli.reading import header_fields
+from kappa_log.handler import check_option
 
 if TYPE_CHECKING:
     from kappa_log.app import KappaLog
@@ -162,6 +163,8 @@ def _chosen(
     if bool(ids or given) == every:
         msg = "say which failures: IDs, a filter such as --fingerprint, or --all."
         raise click.UsageError(msg)
+    for name, value in given.items():
+        check_option(f"--{name.replace('_', '-')}", value)
     for identifier in ids:
         app.failure(identifier)
     return given | ({"ids": ids} if ids else {})
@@ -188,6 +191,7 @@ def retry_failures(
 
     What waits behind a failure follows it, until one fails again.
     """
+    check_option("--reason", reason)
     which = _chosen(app, ids, every=every, **chosen)
     with output.Meter() as meter:
         total = app.count_failures(**which)
@@ -217,7 +221,8 @@ def _print_retried(done: BulkRetry) -> None:
         output.line(f"  {output.safe(error)}")
     if done.stopped_keys:
         keys = output.plural(done.stopped_keys, "key")
-        output.line(f"  {keys} still wait behind a failure")
+        wait = "waits" if done.stopped_keys == 1 else "wait"
+        output.line(f"  {keys} still {wait} behind a failure")
     steps = ["kappa-log failures groups"] if done.failed else []
     output.next_steps(*(steps or ["kappa-log project"]))
 
@@ -245,6 +250,7 @@ def discard_failures(
 
     What waited behind one may then be retried.
     """
+    check_option("--reason", reason)
     which = _chosen(app, ids, every=every, **chosen)
     if dry_run:
         count = app.discard_failures(dry_run=True, **which)

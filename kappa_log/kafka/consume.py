@@ -199,23 +199,28 @@ class Consumption:
             StorageError: The database refuses for good; what was committed is kept.
         """
         started = time.monotonic()
-        topics = self._keeper.begin()
-        if not topics:
-            self._tell("no topic matches yet")
-            self._assigned_at = started
-        is_read = False
-        with started_handler(self._listener.handler):
-            try:
-                self._subscription.to(topics)
-                while not (stop.is_set() or is_read):
-                    self._turn()
-                    is_read = self._options.until_end and self._is_read()
-                self._finish()
-            finally:
-                lanes = self._where()
-                self._is_ending = True
-                self._close()
+        try:
+            topics = self._keeper.begin()
+            if not topics:
+                self._tell("no topic matches yet")
+                self._assigned_at = started
+            with started_handler(self._listener.handler):
+                is_read = self._read(topics, stop)
+        finally:
+            lanes = self._where()
+            self._is_ending = True
+            self._close()
         return self._report(time.monotonic() - started, lanes, reached_end=is_read)
+
+    def _read(self, topics: list[str], stop: threading.Event) -> bool:
+        """Turn until told to stop, or at the end; tell whether it is the end."""
+        is_read = False
+        self._subscription.to(topics)
+        while not (stop.is_set() or is_read):
+            self._turn()
+            is_read = self._options.until_end and self._is_read()
+        self._finish()
+        return is_read
 
     # --- one turn of the loop -------------------------------------------------
 

@@ -92,7 +92,7 @@ def ledger(shop: Shop, partition: int = 0) -> list[tuple[str, int, int]]:
 
 
 def test_what_is_kept_is_kept_once(shop: Shop) -> None:
-    """Events, duplicates and failures are known by their coordinates; all is counted."""
+    """Events, duplicates and failures are known by their coordinates, and counted."""
     before = rows(shop)
 
     moved = shop.app.rewind(shop.topic, 0, 0)
@@ -102,7 +102,7 @@ def test_what_is_kept_is_kept_once(shop: Shop) -> None:
     assert rows(shop) == before
     counts = report.counts
     assert (counts.acked, counts.skipped) == (0, 1)
-    # Three events and the duplicate of old are duplicates now.
+    # Three events, and the duplicate that it was.
     assert (counts.duplicate, counts.failed) == (4, 2)
     assert shop.offsets() == {(shop.topic, 0): 7, (shop.topic, 1): 1}
     assert ("rewind", 0, 0) in ledger(shop)

@@ -85,8 +85,8 @@ def test_of_two_retries_of_one_failure_one_wins(world: Poisoned) -> None:
     first, second = at_once(retry_all, retry_all)
 
     for pair in zip(first, second, strict=True):
-        assert sorted(pair)[-1] == "acked", pair
-        assert sorted(pair)[0] in ("LostRace", "NotFound"), pair
+        assert max(pair) == "acked", pair
+        assert min(pair) in ("LostRace", "NotFound"), pair
     assert world.failed() == []
     assert sorted(world.order()) == list(range(RACES))
     assert world.effects() == world.entities() == list(range(RACES))
@@ -153,7 +153,7 @@ def test_keys_keep_their_order_while_others_drain_them(world: Poisoned) -> None:
     """Records come in as their keys are drained by another process, again and again."""
     world.configure("Orders")
     keys = 4
-    batches = 60
+    batches = 40
     with world.process(RETRY_UNTIL_TOLD) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "ready\n"

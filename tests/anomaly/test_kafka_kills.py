@@ -12,8 +12,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
 
 import pytest
 import sqlalchemy as sa
@@ -24,14 +23,10 @@ from support.kafka_world import (
     DYNAMIC,
     SCALE,
     STATIC,
-    Databases,
-    Nest,
     World,
+    Worlds,
     made_records,
 )
-
-if TYPE_CHECKING:
-    from support.kafka_broker import RealBroker
 
 TRIALS = round(6 * SCALE)
 """How often each point is tried on each database."""
@@ -50,46 +45,31 @@ MEMBERS = [
 pytestmark = pytest.mark.timeout(300 * max(1, SCALE))
 
 
-@pytest.fixture(scope="module")
-def nest() -> Iterator[Nest]:
-    """Give a nest to all tests."""
-    with Nest() as found:
-        yield found
-
-
 class Trials:
     """Worlds over one topic, each with a log of its own."""
 
-    def __init__(
-        self, broker: RealBroker, nest: Nest, databases: Databases, folder: Path
-    ) -> None:
+    def __init__(self, worlds: Worlds) -> None:
         """Produce what all of them consume."""
-        self.databases = databases
-        self._broker = broker
-        self._nest = nest
-        self._folder = folder
-        self._topic = broker.new_topic(PARTITIONS)
+        self._worlds = worlds
+        self._topic = worlds.broker.new_topic(PARTITIONS)
         self._records = made_records(random.Random(1), PARTITIONS, RECORDS)
-        self._places = broker.produce(self._topic, self._records)
+        self._places = worlds.broker.produce(self._topic, self._records)
 
-    def world(self, url: str, seed: int) -> World:
-        """Return a world over a database."""
-        world = World(
-            self._broker,
-            self._nest,
-            url,
-            self._folder,
-            self._topic,
-            kafka=MEMBERS[seed % len(MEMBERS)],
-        )
-        world.remember(self._records, self._places)
-        return world
+    @contextmanager
+    def world(self, seed: int, *, is_empty: bool = False) -> Iterator[World]:
+        """Give the world of one trial."""
+        kafka = MEMBERS[seed % len(MEMBERS)]
+        with self._worlds.new(
+            topic=self._topic, kafka=kafka, is_empty=is_empty
+        ) as world:
+            world.remember(self._records, self._places)
+            yield world
 
     def trial(
         self, seed: int, kills: int, kill: Callable[[World], bool]
     ) -> tuple[int, list[str]]:
         """Kill so many workers at one log; return how many died, and what is wrong."""
-        with self.databases.fresh() as url, self.world(url, seed) as world:
+        with self.world(seed) as world:
             with world.following() as reader:
                 hits = sum(kill(world) for _ in range(kills))
                 world.finish()
@@ -97,11 +77,9 @@ class Trials:
 
 
 @pytest.fixture
-def trials(
-    kafka_broker: RealBroker, nest: Nest, database_url: str, tmp_path: Path
-) -> Trials:
+def trials(worlds: Worlds) -> Trials:
     """Give what trials need on one kind of database."""
-    return Trials(kafka_broker, nest, Databases(database_url), tmp_path)
+    return Trials(worlds)
 
 
 @pytest.mark.parametrize("point", ["K0", "K1", "K2", "K3", "K4", "K5", "K6"])
@@ -154,8 +132,8 @@ def test_a_migration_killed_half_way_leaves_nothing_and_then_succeeds(
     trials: Trials,
 ) -> None:
     """K9: tables come to be all at once, so the next one may simply begin."""
-    with trials.databases.fresh(is_empty=True) as url, trials.world(url, 0) as world:
-        statements: list[str] = []
+    statements: list[str] = []
+    with trials.world(0, is_empty=True) as world:
         sa.event.listen(
             world.app.database.engine,
             "after_cursor_execute",
@@ -164,16 +142,16 @@ def test_a_migration_killed_half_way_leaves_nothing_and_then_succeeds(
         world.app.create_database()
     for seed in range(TRIALS):
         chance = random.Random(f"K9 {seed}")
-        with trials.databases.fresh(is_empty=True) as url, trials.world(url, seed) as w:
+        with trials.world(seed, is_empty=True) as world:
             for _ in range(chance.randint(1, 3)):
                 trap = {"point": "K9", "at": chance.randint(1, len(statements))}
-                assert w.start("create", trap=trap).was_killed()
-                assert w.app.database_state().verdict == "empty", f"seed {seed}"
+                assert world.start("create", trap=trap).was_killed()
+                assert world.app.database_state().verdict == "empty", f"seed {seed}"
 
-            assert w.app.create_database()
-            assert migrations.drift(w.app.database) == []
-            w.finish()
-            assert w.faults() == [], f"seed {seed}"
+            assert world.app.create_database()
+            assert migrations.drift(world.app.database) == []
+            world.finish()
+            assert world.faults() == [], f"seed {seed}"
 
 
 # --- what the trials would find ---------------------------------------------------

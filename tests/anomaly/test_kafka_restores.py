@@ -1,4 +1,4 @@
-"""What was read and what is there part company: backups, retention, topics made anew."""
+"""What was read and what is there part: backups, retention, topics made anew."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -19,17 +19,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from support.history import Place
 from support.kafka_process import ANSWER_SECONDS
-from support.kafka_world import (
-    SCALE,
-    STATIC,
-    Databases,
-    Nest,
-    World,
-    made_records,
-)
-
-if TYPE_CHECKING:
-    from support.kafka_broker import RealBroker
+from support.kafka_world import SCALE, World, Worlds, made_records
 
 TRIALS = max(1, round(3 * SCALE))
 
@@ -38,30 +28,11 @@ PARTITIONS = 2
 pytestmark = pytest.mark.timeout(300 * max(1, SCALE))
 
 
-@pytest.fixture(scope="module")
-def nest() -> Iterator[Nest]:
-    """Give a nest to all tests."""
-    with Nest() as found:
-        yield found
-
-
 @pytest.fixture
-def databases(database_url: str) -> Databases:
-    """Give logs on one kind of database."""
-    return Databases(database_url)
-
-
-@pytest.fixture
-def world(
-    kafka_broker: RealBroker, nest: Nest, databases: Databases, tmp_path: Path
-) -> Iterator[World]:
-    """Give a world with a topic of its own, and some records in it."""
-    topic = kafka_broker.new_topic(PARTITIONS)
-    with (
-        databases.fresh() as url,
-        World(kafka_broker, nest, url, tmp_path, topic, kafka=STATIC) as found,
-    ):
-        found.produce(made_records(random.Random(topic), PARTITIONS, 200))
+def world(worlds: Worlds) -> Iterator[World]:
+    """Give a world with some records in its topic."""
+    with worlds.new(PARTITIONS) as found:
+        found.produce(made_records(random.Random(1), PARTITIONS, 200))
         yield found
 
 
@@ -89,7 +60,7 @@ def contents(world: World) -> list[list[Any]]:
 
 
 def test_a_restored_backup_catches_up_though_kafka_believes_all_was_read(
-    world: World, databases: Databases
+    world: World, worlds: Worlds
 ) -> None:
     """The offsets that count are in the backup itself, so nothing is passed over."""
     url = world.app.database.label
@@ -98,20 +69,38 @@ def test_a_restored_backup_catches_up_though_kafka_believes_all_was_read(
         world.produce(made_records(chance, PARTITIONS, 150, 1000 * seed + 1000))
         worker = world.start(until_end=True)
         time.sleep(chance.uniform(0.1, 0.4))
-        with databases.fresh() as backup:
+        with worlds.databases.fresh() as backup:
             # The worker is in the midst of it; on PostgreSQL it is thrown out.
-            databases.copy(url, backup)
+            worlds.databases.copy(url, backup)
             worker.kill()
             world.finish()
             offsets = world.offsets()
             assert group_offsets(world) == offsets
 
             world.app.close()
-            databases.copy(backup, url)
+            worlds.databases.copy(backup, url)
 
         behind = world.offsets()
         world.finish()
         assert world.faults() == [], f"seed {seed}, backup at {behind} of {offsets}"
+
+
+def test_a_consumer_that_believes_kafka_is_found_out(
+    world: World, worlds: Worlds
+) -> None:
+    """The trial finds what it was made to find: what Kafka says was read is lost."""
+    url = world.app.database.label
+    with worlds.databases.fresh() as backup:
+        worker = world.start(until_end=True, trap={"point": "K6", "place": 0, "at": 2})
+        assert worker.was_killed()
+        worlds.databases.copy(url, backup)
+        world.finish()
+        world.app.close()
+        worlds.databases.copy(backup, url)
+
+    world.finish(fault="kafka offsets")
+
+    assert any(fault.startswith("lost") for fault in world.faults())
 
 
 # --- T21: retention ---------------------------------------------------------------
@@ -241,6 +230,18 @@ def test_a_topic_made_anew_under_a_consumer_is_read_whole(
     assert contents(world)[0][: len(before[0])] == before[0]
     assert len(world.app.sources()) == 2
     assert world.faults() == []
+
+
+def test_a_consumer_that_knows_topics_by_name_is_found_out(world: World) -> None:
+    """The trial finds what it was made to find: a new topic taken for the old one."""
+    assert "error" not in world.start(until_end=True, fault="no topic ids").result()
+    world.recreate(PARTITIONS)
+    world.produce(made_records(random.Random(2), PARTITIONS, 350, 1000))
+
+    done = world.start(until_end=True, fault="no topic ids").result()
+
+    assert "error" not in done
+    assert done["seen"] < 350
 
 
 def command(world: World, *words: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""Consumers that come and go all the time: a rebalance storm loses and doubles nothing."""
+"""Consumers that come and go all the time, while a producer goes on."""
 
 from __future__ import annotations
 
@@ -7,24 +7,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from support.kafka_nest import Worker
 from support.kafka_world import (
     CONSUMER,
     DYNAMIC,
     SCALE,
-    Databases,
-    Nest,
-    Worker,
+    Settings,
     World,
+    Worlds,
     made_records,
 )
-
-if TYPE_CHECKING:
-    from support.kafka_broker import RealBroker
 
 STORM_SECONDS = 15 * min(max(1, SCALE), 4)
 
@@ -34,13 +30,6 @@ SLOTS = 3
 RANGE = DYNAMIC | {"partition.assignment.strategy": "range"}
 
 pytestmark = pytest.mark.timeout(300 * max(1, SCALE))
-
-
-@pytest.fixture(scope="module")
-def nest() -> Iterator[Nest]:
-    """Give a nest to all tests."""
-    with Nest() as found:
-        yield found
 
 
 @contextmanager
@@ -123,43 +112,23 @@ class Storm:
 
 
 @pytest.mark.parametrize(
-    ("kind", "kafka", "are_static"),
+    ("database_url", "kafka", "are_static"),
     [
-        ("postgresql", RANGE, False),
-        ("postgresql", DYNAMIC, False),
-        ("postgresql", CONSUMER, False),
-        ("postgresql", DYNAMIC, True),
-        ("sqlite", DYNAMIC, False),
-        ("sqlite", CONSUMER, False),
+        pytest.param("postgresql", RANGE, False, id="postgresql-range"),
+        pytest.param("postgresql", DYNAMIC, False, id="postgresql-cooperative"),
+        pytest.param("postgresql", CONSUMER, False, id="postgresql-consumer"),
+        pytest.param("postgresql", DYNAMIC, True, id="postgresql-static"),
+        pytest.param("sqlite", DYNAMIC, False, id="sqlite-cooperative"),
+        pytest.param("sqlite", CONSUMER, False, id="sqlite-consumer"),
     ],
-    ids=[
-        "postgresql-range",
-        "postgresql-cooperative",
-        "postgresql-consumer",
-        "postgresql-static",
-        "sqlite-cooperative",
-        "sqlite-consumer",
-    ],
+    indirect=["database_url"],
 )
 def test_a_storm_of_rebalances_loses_and_doubles_nothing(
-    kafka_broker: RealBroker,
-    nest: Nest,
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    kind: str,
-    kafka: dict[str, Any],
-    are_static: bool,
+    worlds: Worlds, kafka: Settings, are_static: bool
 ) -> None:
-    """Members join, leave and are killed several times a second, and all is read once."""
-    chance = random.Random(f"{kind} {kafka} {are_static}")
-    databases = Databases(request.getfixturevalue(f"{kind}_url"))
-    topic = kafka_broker.new_topic(PARTITIONS)
-    with (
-        databases.fresh() as url,
-        World(
-            kafka_broker, nest, url, tmp_path, topic, kafka=kafka, batch_size=40
-        ) as world,
-    ):
+    """Members join, leave and are killed all the time, and each record is read once."""
+    chance = random.Random(f"{kafka} {are_static}")
+    with worlds.new(PARTITIONS, kafka=kafka, batch_size=40) as world:
         with world.following() as reader:
             with producing(world, chance):
                 storm = Storm(world, chance, are_static=are_static)

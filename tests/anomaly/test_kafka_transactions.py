@@ -1,11 +1,8 @@
-"""Transactions of producers: the log holds what was committed, and stops at what is open."""
+"""Transactions of producers: the log holds what was committed, up to what is open."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,15 +10,11 @@ from support.history import Outcome
 from support.kafka_world import (
     SCALE,
     STATIC,
-    Databases,
     Made,
-    Nest,
     World,
+    Worlds,
     made_records,
 )
-
-if TYPE_CHECKING:
-    from support.kafka_broker import RealBroker
 
 TRIALS = max(1, round(3 * SCALE))
 
@@ -31,21 +24,8 @@ STEPS = 40
 pytestmark = pytest.mark.timeout(300 * max(1, SCALE))
 
 
-@pytest.fixture(scope="module")
-def nest() -> Iterator[Nest]:
-    """Give a nest to all tests."""
-    with Nest() as found:
-        yield found
-
-
-@pytest.fixture
-def databases(database_url: str) -> Databases:
-    """Give logs on one kind of database."""
-    return Databases(database_url)
-
-
 class Transactions:
-    """A producer of transactions, one after the other, whose outcomes a world learns."""
+    """A producer of one transaction after the other; a world learns their outcomes."""
 
     def __init__(self, world: World) -> None:
         """Begin without an open one."""
@@ -95,22 +75,12 @@ def mixed(world: World, chance: random.Random) -> Transactions:
 @pytest.mark.parametrize("waits", [False, True], ids=["comes-again", "waits"])
 @pytest.mark.parametrize("last", [Outcome.COMMITTED, Outcome.ABORTED])
 def test_the_log_is_what_was_committed_and_goes_on_when_the_open_one_ends(
-    kafka_broker: RealBroker,
-    nest: Nest,
-    databases: Databases,
-    tmp_path: Path,
-    last: Outcome,
-    waits: bool,
+    worlds: Worlds, last: Outcome, waits: bool
 ) -> None:
     """Aborted records are never seen, and the offsets pass them and all markers."""
     for seed in range(TRIALS):
         chance = random.Random(f"{last} {waits} {seed}")
-        topic = kafka_broker.new_topic(PARTITIONS)
-        with (
-            databases.fresh() as url,
-            World(kafka_broker, nest, url, tmp_path, topic) as world,
-            world.following() as reader,
-        ):
+        with worlds.new(PARTITIONS) as world, world.following() as reader:
             open_one = mixed(world, chance)
             ends = world.ends()
             stable = dict(ends)
@@ -140,15 +110,11 @@ def test_the_log_is_what_was_committed_and_goes_on_when_the_open_one_ends(
 
 
 def test_a_consumer_that_reads_uncommitted_records_is_found_out(
-    kafka_broker: RealBroker, nest: Nest, databases: Databases, tmp_path: Path
+    worlds: Worlds,
 ) -> None:
     """The trials find what they were made to find: an aborted record in the log."""
     kafka = STATIC | {"isolation.level": "read_uncommitted"}
-    topic = kafka_broker.new_topic(PARTITIONS)
-    with (
-        databases.fresh() as url,
-        World(kafka_broker, nest, url, tmp_path, topic, kafka=kafka) as world,
-    ):
+    with worlds.new(PARTITIONS, kafka=kafka) as world:
         mixed(world, random.Random(1)).end(Outcome.ABORTED)
         world.finish()
         faults = world.faults()

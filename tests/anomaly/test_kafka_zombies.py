@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from support.kafka_nest import Worker
 from support.kafka_world import (
     CONSUMER,
     DYNAMIC,
     SCALE,
-    Databases,
-    Nest,
-    Worker,
     World,
+    Worlds,
     made_records,
 )
-
-if TYPE_CHECKING:
-    from support.kafka_broker import RealBroker
 
 TRIALS = max(1, round(3 * SCALE))
 """How often each way on each database."""
@@ -33,29 +27,6 @@ MEMBERS = [DYNAMIC, DYNAMIC | {"partition.assignment.strategy": "range"}, CONSUM
 HOUR = 3600
 
 pytestmark = pytest.mark.timeout(300 * max(1, SCALE))
-
-
-@pytest.fixture(scope="module")
-def nest() -> Iterator[Nest]:
-    """Give a nest to all tests."""
-    with Nest() as found:
-        yield found
-
-
-@pytest.fixture
-def databases(database_url: str) -> Databases:
-    """Give logs on one kind of database."""
-    return Databases(database_url)
-
-
-def world_of(
-    broker: RealBroker, nest: Nest, url: str, folder: Path, kafka: dict[str, Any]
-) -> World:
-    """Return a world with a topic of its own, and some records in it."""
-    topic = broker.new_topic(PARTITIONS)
-    world = World(broker, nest, url, folder, topic, kafka=kafka, batch_size=20)
-    world.produce(made_records(random.Random(topic), PARTITIONS, 150))
-    return world
 
 
 def slept(
@@ -72,10 +43,12 @@ def slept(
     Returns:
         The sleeper, and all that is wrong in the end.
     """
-    trap = {"point": "K0", "act": "pause", "at": chance.randint(1, 3)}
-    task = {"trap": trap | {"seed": chance.random()}, "until_end": alone} | task
+    at, seed = chance.randint(1, 3), chance.random()
+    trap = {"point": "K0", "act": "pause", "at": at, "seed": seed}
+    task.setdefault("trap", trap)
+    world.produce(made_records(chance, PARTITIONS, 150))
     with world.following() as reader:
-        sleeper = world.start(**task)
+        sleeper = world.start(until_end=alone, **task)
         sleeper.wait_until_paused()
         other = world.start(until_end=alone)
         world.wait_until_read()
@@ -99,21 +72,14 @@ def slept(
 
 @pytest.mark.parametrize("alone", [True, False], ids=["gone", "there"])
 def test_who_slept_writes_nothing_and_learns_that_it_lost_its_partitions(
-    kafka_broker: RealBroker,
-    nest: Nest,
-    databases: Databases,
-    tmp_path: Path,
-    alone: bool,
+    worlds: Worlds, alone: bool
 ) -> None:
-    """Its epoch tells, whatever its clock says, and whether the other is still there."""
+    """Its epoch tells, whatever its clock says, be the other one gone or there."""
     for seed in range(TRIALS):
         chance = random.Random(f"{alone} {seed}")
         kafka = MEMBERS[seed % len(MEMBERS)]
-        with (
-            databases.fresh() as url,
-            world_of(kafka_broker, nest, url, tmp_path, kafka) as world,
-        ):
-            skew = chance.choice([-HOUR, 0, HOUR])
+        skew = chance.choice([-HOUR, 0, HOUR])
+        with worlds.new(PARTITIONS, kafka=kafka, batch_size=20) as world:
             sleeper, faults = slept(world, chance, alone=alone, skew=skew)
 
         assert "error" not in sleeper.result(), f"seed {seed}"
@@ -122,30 +88,20 @@ def test_who_slept_writes_nothing_and_learns_that_it_lost_its_partitions(
         assert faults == [], f"seed {seed}"
 
 
-def test_who_slept_within_its_transaction_writes_nothing(
-    kafka_broker: RealBroker, nest: Nest, postgresql_url: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_who_slept_within_its_transaction_writes_nothing(worlds: Worlds) -> None:
     """PostgreSQL lets another one write while a transaction has locked nothing yet."""
-    databases = Databases(postgresql_url)
-    with (
-        databases.fresh() as url,
-        world_of(kafka_broker, nest, url, tmp_path, DYNAMIC) as world,
-    ):
-        trap = {"point": "K1", "place": 0, "act": "pause", "at": 2}
+    trap = {"point": "K1", "place": 0, "act": "pause", "at": 2}
+    with worlds.new(PARTITIONS, kafka=DYNAMIC, batch_size=20) as world:
         sleeper, faults = slept(world, random.Random(1), alone=True, trap=trap)
 
     assert sleeper.result()["fenced"] >= 1
     assert faults == []
 
 
-def test_without_the_fence_a_sleeper_would_be_found_out(
-    kafka_broker: RealBroker, nest: Nest, databases: Databases, tmp_path: Path
-) -> None:
+def test_without_the_fence_a_sleeper_would_be_found_out(worlds: Worlds) -> None:
     """The trials find what they were made to find: offsets moved by who lost them."""
-    with (
-        databases.fresh() as url,
-        world_of(kafka_broker, nest, url, tmp_path, DYNAMIC) as world,
-    ):
+    with worlds.new(PARTITIONS, kafka=DYNAMIC, batch_size=20) as world:
         sleeper, faults = slept(world, random.Random(1), alone=True, fault="no fence")
 
     assert faults != [] or "error" in sleeper.result()

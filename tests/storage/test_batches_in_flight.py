@@ -13,9 +13,10 @@ from typing_extensions import override
 
 from kappa_log import Handler, KappaLog, ack
 from kappa_log.codec import decode_json
+from kappa_log.decide import Portion
 from kappa_log.errors import Fenced, SourceError
 from kappa_log.handler import Metadata
-from kappa_log.ingest import Portion, ingest_batch, ingest_batches
+from kappa_log.ingest import ingest_batch, ingest_batches
 from kappa_log.listeners import Listener
 from kappa_log.records import Lane, Record
 from kappa_log.storage import ledger

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from kappa_log import decide
+from kappa_log import failures as retries
 from kappa_log.errors import (
     DatabaseBusy,
     HandlerError,
@@ -72,8 +74,10 @@ def test_a_retry_that_skips_removes_the_failure(world: Poisoned) -> None:
     """The handler decided; nothing waits any more."""
     world.read(("a", bad(1)))
     handlers = world.folder / f"{world.module}.py"
-    handlers.write_text("from kappa_log import Handler\nclass Orders(Handler):\n"
-                        "    def consume(self, payload, metadata):\n        pass\n")
+    handlers.write_text(
+        "from kappa_log import Handler\nclass Orders(Handler):\n"
+        "    def consume(self, payload, metadata):\n        pass\n"
+    )
     world.module = f"{world.module}_later"
     handlers.rename(world.folder / f"{world.module}.py")
     world.configure()
@@ -206,8 +210,11 @@ def test_many_are_chosen_by_what_they_have_in_common(world: Poisoned) -> None:
     world.check()
 
 
-def test_a_bulk_retry_ends_while_others_fail(world: Poisoned) -> None:
+def test_a_bulk_retry_ends_while_others_fail(
+    world: Poisoned, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It means what failed before it began: new failures must not keep it going."""
+    monkeypatch.setattr(retries, "PAGE", 1)
     world.read((None, b"{0"), (None, b"{1"))
     left = list(range(2, 30))
 
@@ -429,7 +436,7 @@ def test_nothing_overtakes_a_key_that_was_drained_meanwhile(world: Poisoned) -> 
 
 def test_a_batch_that_is_overtaken_again_and_again_gives_up(world: Poisoned) -> None:
     """Nothing of it is kept, and whoever reads tries again: the error says so."""
-    world.configure(more='max_retries = 0')
+    world.configure(more="max_retries = 0")
     world.read(*((f"k{n}", bad(n)) for n in range(5)))
     world.fix()
 
@@ -439,7 +446,9 @@ def test_a_batch_that_is_overtaken_again_and_again_gives_up(world: Poisoned) -> 
             world.during_call(one_more, 9)
 
     world.during_call(one_more, 9)
-    portion = world.portion([("x", {"n": 9}), *((f"k{n}", {"n": n + 10}) for n in range(5))])
+    portion = world.portion(
+        [("x", {"n": 9}), *((f"k{n}", {"n": n + 10}) for n in range(5))]
+    )
     with pytest.raises(DatabaseBusy, match="retried faster"):
         world.take(portion)
 
@@ -456,7 +465,9 @@ def test_two_who_retry_one_failure_do_it_once(world: Poisoned) -> None:
     world.fix()
     world.during_call(lambda: world.app.retry_failure(1))
 
-    with pytest.raises(LostRace, match="failure 1 was retried or discarded by somebody"):
+    with pytest.raises(
+        LostRace, match="failure 1 was retried or discarded by somebody"
+    ):
         world.app.retry_failure(1)
 
     assert (world.order(), world.failed()) == ([0, 1], [])
@@ -464,10 +475,8 @@ def test_two_who_retry_one_failure_do_it_once(world: Poisoned) -> None:
     world.check()
 
 
-def test_a_failure_that_was_retried_in_vain_meanwhile_is_given_up(
-    world: Poisoned,
-) -> None:
-    """Giving up means the record, whatever its last error was."""
+def test_a_failure_that_is_given_up_during_its_retry_is_gone(world: Poisoned) -> None:
+    """The retry has nothing left to keep its error with."""
     world.read((None, bad(0)))
     world.during_call(lambda: world.app.discard_failure(1))
 
@@ -479,6 +488,25 @@ def test_a_failure_that_was_retried_in_vain_meanwhile_is_given_up(
     world.check()
 
 
+def test_an_attempt_that_ended_meanwhile_counts(world: Poisoned) -> None:
+    """Who decided upon the failure as it was before changes nothing of it."""
+    world.read((None, bad(0)))
+
+    def fail_once_more() -> None:
+        with pytest.raises(RetryFailed):
+            world.app.retry_failure(1)
+        world.fix()
+
+    world.during_call(fail_once_more)
+    with pytest.raises(LostRace):
+        world.app.retry_failure(1)
+
+    assert world.app.failure(1).attempts == 2
+    assert world.app.head().position == 0
+    assert world.app.retry_failure(1).outcome == "acked"
+    world.check()
+
+
 def test_what_is_not_its_turn_any_more_is_not_retried(world: Poisoned) -> None:
     """A rewind may put an earlier record of the key before it."""
     world.read(("a", {"do": "skip", "n": 0}), ("a", bad(1)))
@@ -487,7 +515,12 @@ def test_what_is_not_its_turn_any_more_is_not_retried(world: Poisoned) -> None:
     def rewind() -> None:
         with world.app.database.write() as connection:
             ledger.move(
-                connection, world.app.database, world.lane(), world.held(), 0, world.app.now()
+                connection,
+                world.app.database,
+                world.lane(),
+                world.held(),
+                0,
+                world.app.now(),
             )
         world.move_to(0)
         world.read(("a", {"do": "skip", "n": 0}))
@@ -499,4 +532,159 @@ def test_what_is_not_its_turn_any_more_is_not_retried(world: Poisoned) -> None:
     assert world.failed() == [(0, True), (1, False)]
     assert world.app.retry_failure(1).outcome == "acked"
     assert (world.order(), world.failed()) == ([1], [])
+    world.check()
+
+
+# --- tried again in place ------------------------------------------------------
+
+
+def test_by_default_a_record_is_tried_in_its_place_for_ever(world: Poisoned) -> None:
+    """Its handler is told how often; nothing of it is written meanwhile."""
+    found = [("a", bad(1)), ("a", {"n": 2})]
+    for attempt in range(12):
+        done = world.take(world.portion(found, attempt=attempt))
+
+        stopped = done.stopped[world.lane()]
+        assert (stopped.offset, stopped.attempt) == (0, attempt + 1)
+        assert stopped.why == "ValueError: no such order"
+        assert done.counts.seen == 0
+    assert world.calls == [(1, attempt) for attempt in range(12)]
+    assert (world.failed(), world.rows("checkpoints", "id")) == ([], [])
+    world.fix()
+
+    world.take(world.portion(found, attempt=12))
+
+    assert world.order() == [0, 1]
+    assert world.calls[-2:] == [(1, 12), (2, 0)]
+    world.check()
+
+
+def test_retries_are_as_many_as_were_wanted(world: Poisoned) -> None:
+    """Two retries are three attempts; then it is a failure, and the others go on."""
+    world.configure(more="max_retries = 2")
+    found = [(None, bad(1)), (None, {"n": 2})]
+    for attempt in range(2):
+        assert world.take(world.portion(found, attempt=attempt)).stopped
+
+    done = world.take(world.portion(found, attempt=2))
+
+    assert (done.counts.failed, done.counts.acked, done.stopped) == (1, 1, {})
+    assert world.calls == [(1, 0), (1, 1), (1, 2), (2, 0)]
+    assert world.app.failure(1).attempts == 3
+    world.check()
+
+
+def test_the_handler_may_say_itself_what_is_tried_again(world: Poisoned) -> None:
+    """Its hook decides instead of max_retries, by record, attempt and error."""
+    world.configure("Willing", more="max_retries = 0")
+    found = [(None, bad(1, tries=1)), (None, bad(2, tries=0))]
+
+    first = world.take(world.portion(found))
+    assert first.stopped[world.lane()].attempt == 1
+    done = world.take(world.portion(found, attempt=1))
+
+    assert (done.counts.failed, done.stopped) == (2, {})
+    asked = [call for call in world.calls if len(call) == 3]
+    assert asked == [
+        (1, 0, "no such order"),
+        (1, 1, "no such order"),
+        (2, 0, "no such order"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("handler", "payload"),
+    [
+        ("Orders", b"{bad"),
+        ("Orders", {"do": "naive", "n": 1}),
+        ("Asking", bad(1)),
+        ("Willing", bad(1)),
+    ],
+    ids=[
+        "broken JSON",
+        "an ack that cannot be kept",
+        "a hook that asks",
+        "a broken hook",
+    ],
+)
+def test_what_stays_wrong_is_a_failure_at_once(
+    world: Poisoned, handler: str, payload: Any
+) -> None:
+    """No later attempt could end otherwise; a broken hook holds nothing up either."""
+    world.configure(handler)
+
+    done = world.take(world.portion([(None, payload), (None, {"n": 2, "tries": 0})]))
+
+    assert (done.counts.failed, done.counts.acked, done.stopped) == (1, 1, {})
+    assert world.app.failure(1).attempts == 1
+
+
+def test_a_record_without_identity_is_a_failure_at_once(world: Poisoned) -> None:
+    """The header that should identify it will not come."""
+    world.configure(more='dedupe = "header:id"')
+    portion = world.portion([(None, {"n": 1})])
+
+    done = world.take(portion)
+
+    assert (done.counts.failed, done.stopped) == (1, {})
+
+
+def test_lines_of_files_are_not_tried_again_in_place(world: Poisoned) -> None:
+    """Nobody waits for them: they are retried when somebody says so."""
+    file = world.folder / "orders.jsonl"
+    file.write_text('{"n":1,"do":"raise"}\n{"n":2}\n')
+
+    report = world.app.ingest(file, topic="orders")
+
+    assert (report.counts.failed, report.counts.acked) == (1, 1)
+    world.check()
+
+
+def test_the_first_record_to_retry_ends_its_partitions_part(world: Poisoned) -> None:
+    """What precedes it is committed, what follows is not handled; others are whole."""
+    portions = [
+        world.portion(
+            [("a", {"n": 10}), ("b", {"n": 11}), ("a", bad(12)), ("b", {"n": 13})],
+            partition=1,
+        ),
+        world.portion([("a", {"n": 20}), ("b", {"n": 21})], partition=2),
+        world.portion([("a", bad(30)), ("b", {"n": 31})], partition=3),
+    ]
+
+    done = world.take(*portions)
+
+    assert {lane.partition: s.offset for lane, s in done.stopped.items()} == {
+        1: 2,
+        3: 0,
+    }
+    assert world.entities() == [10, 11, 20, 21]
+    assert [call[0] for call in world.calls] == [10, 11, 12, 20, 21, 30]
+    assert [world.held(n).next_offset for n in (1, 2, 3)] == [2, 2, 0]
+    columns = ("partition", "from_offset", "to_offset", "acked")
+    assert world.rows("checkpoints", *columns) == [(1, 0, 2, 2), (2, 0, 2, 2)]
+    assert world.failed() == []
+    world.check()
+
+
+# --- a storm -----------------------------------------------------------------
+
+
+def test_a_storm_of_one_failure_is_borne(world: Poisoned) -> None:
+    """A broken release fails on everything: it is kept, counted, listed and grouped."""
+    storm, batch = 20_000, 2000
+    megabytes = []
+    for start in range(0, storm, batch):
+        # Beside a few full queues, most records fail by themselves.
+        keys = (None if n % 4 else f"k{n % 10}" for n in range(start, start + batch))
+        world.read(*((key, bad(n)) for n, key in enumerate(keys, start)))
+        megabytes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+    (group,) = world.app.failure_groups()
+    assert (group.count, group.parked) == (15_005, 4995)
+    assert world.app.count_failures() == storm
+    assert world.app.count_failures(fingerprint=group.fingerprint) == 15_005
+    assert len(world.app.failures(limit=50)) == 50
+    assert megabytes[-1] < megabytes[1] + 50, megabytes
+    world.fix()
+    assert world.app.retry_failures(ids=(2, 3, 4)).acked == 3
     world.check()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -18,12 +20,11 @@ from support.topics import Running, Shop
 TRANSPORT = KafkaError._TRANSPORT  # noqa: SLF001 - librdkafka's name: it hangs up
 
 KAFKA = {
-    "session.timeout.ms": 6000,
+    "session.timeout.ms": 1000,
     "heartbeat.interval.ms": 200,
     "reconnect.backoff.max.ms": 100,
     "topic.metadata.refresh.interval.ms": 100,
     "fetch.error.backoff.ms": 50,
-    "group.instance.id": "one",
 }
 
 
@@ -46,18 +47,22 @@ class World:
         self._client.produce(self.shop.topic, records)
         self.sent += number
 
+    def was_asked(self, api: Api, before: int) -> bool:
+        """Tell whether there were more requests since."""
+        return self.broker.requests(api) > before
+
     def all_are_read(self) -> bool:
         """Tell whether there are as many events as records."""
         return self.shop.app.head().position == self.sent
+
+    def is_asked(self, api: Api, before: int) -> bool:
+        """Tell whether more requests of a kind came than before."""
+        return self.broker.requests(api) > before
 
     def read_on(self, running: Running) -> None:
         """Produce some orders, and wait until they are events."""
         self.produce()
         running.wait_for(self.all_are_read, f"{self.sent} events")
-
-    def rejoin(self) -> None:
-        """Let the consumer find out that its group does not know it any more."""
-        self.broker.fail(Api.HEARTBEAT, KafkaError.UNKNOWN_MEMBER_ID)
 
     def check(self) -> None:
         """Assert that each record is an event, once and in order."""
@@ -78,48 +83,41 @@ def world(mock_broker: MockBroker, sqlite_url: str, tmp_path: Path) -> Iterator[
         yield World(mock_broker, shop)
 
 
-SURVIVED = [
+ERRORS = [
     TRANSPORT,
     KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.NOT_COORDINATOR,
     KafkaError.UNKNOWN_MEMBER_ID,
-    KafkaError.ILLEGAL_GENERATION,
     KafkaError.REBALANCE_IN_PROGRESS,
     KafkaError.OFFSET_OUT_OF_RANGE,
     KafkaError.INVALID_MSG,
-    KafkaError.REQUEST_TIMED_OUT,
 ]
 
+OFTEN: dict[Api, int] = {
+    Api.FETCH: 0,
+    Api.METADATA: 0,
+    Api.HEARTBEAT: 0,
+    Api.FIND_COORDINATOR: KafkaError.NOT_COORDINATOR,
+    Api.JOIN_GROUP: KafkaError.REBALANCE_IN_PROGRESS,
+    Api.SYNC_GROUP: KafkaError.REBALANCE_IN_PROGRESS,
+    Api.LIST_OFFSETS: KafkaError.ILLEGAL_GENERATION,
+}
+"""Requests, and the answer to a heartbeat that makes a consumer send one; 0: none."""
 
-@pytest.mark.parametrize(
-    "api",
-    [
-        Api.FETCH,
-        Api.LIST_OFFSETS,
-        Api.METADATA,
-        Api.FIND_COORDINATOR,
-        Api.JOIN_GROUP,
-        Api.SYNC_GROUP,
-        Api.HEARTBEAT,
-    ],
-)
-def test_an_error_is_survived(world: World, api: Api) -> None:
-    """Whichever request it answers while a consumer runs, of those it may pass with."""
+
+@pytest.mark.parametrize("api", OFTEN, ids=lambda api: api.name)
+def test_an_error_that_may_pass_is_survived(world: World, api: Api) -> None:
+    """Whichever request it answers while a consumer runs."""
     with world.shop.running() as running:
         world.read_on(running)
-        for error in SURVIVED:
+        for error in ERRORS:
             before = world.broker.requests(api)
             world.broker.fail(api, error)
-            if api not in (Api.FETCH, Api.METADATA):
-                world.rejoin()
+            if OFTEN[api]:
+                world.broker.fail(Api.HEARTBEAT, OFTEN[api])
+            running.wait_for(partial(world.was_asked, api, before), f"a {api.name}")
             world.read_on(running)
-            running.wait_for(
-                lambda before=before: world.broker.requests(api) > before,
-                f"the answer to {api.name}",
-            )
-            world.broker.forgive(api)
 
     world.check()
 
@@ -150,15 +148,13 @@ def test_a_commit_of_kafkas_own_offsets_may_fail(world: World) -> None:
 
     with world.shop.running() as running:
         world.read_on(running)
-        running.wait_for(lambda: running.told("assigned") == 2, "a second assignment")
+        running.wait_for(lambda: running.told("assigned") > 1, "a second assignment")
         world.read_on(running)
 
     world.check()
 
 
-@pytest.mark.parametrize(
-    "api", [Api.FIND_COORDINATOR, Api.JOIN_GROUP, Api.SYNC_GROUP, Api.METADATA]
-)
+@pytest.mark.parametrize("api", [Api.FIND_COORDINATOR, Api.JOIN_GROUP, Api.SYNC_GROUP])
 def test_a_consumer_begins_in_spite_of_errors(world: World, api: Api) -> None:
     """Clusters that are just starting answer so."""
     world.broker.fail(
@@ -190,15 +186,12 @@ def test_without_offsets_nothing_is_begun(world: World, error: int, said: str) -
         world.shop.consume()
 
     assert world.shop.offsets() == {}
+    world.broker.forgive(Api.LIST_OFFSETS)
     world.shop.consume()
     world.check()
 
 
 FATAL = [
-    (Api.JOIN_GROUP, KafkaError.FENCED_INSTANCE_ID, "Static consumer fenced by other"),
-    (Api.SYNC_GROUP, KafkaError.FENCED_INSTANCE_ID, "Static consumer fenced by other"),
-    (Api.HEARTBEAT, KafkaError.FENCED_INSTANCE_ID, "Static consumer fenced by other"),
-    (Api.OFFSET_COMMIT, KafkaError.FENCED_INSTANCE_ID, "Static consumer fenced by"),
     (Api.JOIN_GROUP, KafkaError.GROUP_AUTHORIZATION_FAILED, "Group authorization fail"),
     (Api.JOIN_GROUP, KafkaError.INVALID_SESSION_TIMEOUT, "Invalid session timeout"),
     (Api.FETCH, KafkaError.TOPIC_AUTHORIZATION_FAILED, "Topic authorization failed"),
@@ -253,8 +246,9 @@ def test_brokers_that_were_down_are_read_on(world: World) -> None:
 
 
 def test_slow_brokers_are_waited_for(world: World) -> None:
-    """Each answer comes after a third of a second."""
-    world.broker.slow_down(300)
+    """Each answer comes after a tenth of a second."""
+    world.shop.configure()
+    world.broker.slow_down(100)
     world.produce()
 
     assert world.shop.consume().counts.acked == world.sent

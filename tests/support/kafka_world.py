@@ -10,19 +10,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import socket
-import subprocess
-import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict
-from itertools import count, pairwise
+from itertools import count
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
@@ -35,34 +27,34 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
-import kappa_log
 from kappa_log import KappaLog
 from kappa_log.config import load_config
-from kappa_log.storage import lists, log
 from kappa_log.storage.database import sqlite_module
-from support.history import Cursor, History, Outcome, Page, Place, Produced, Row, check
+from support import kafka_judge
+from support.history import Cursor, Outcome, Place, Produced
 from support.kafka_broker import RealBroker
+from support.kafka_judge import Following, topic_id_of
+from support.kafka_nest import Nest, Worker
 from support.kafka_process import ANSWER_SECONDS, admin_of, wait_for
-from support.kafka_worker import GROUP, PROJECTIONS, Trail, follow
-
-SECONDS = 60
-"""How long anything may take at the most."""
+from support.kafka_worker import PROJECTIONS
 
 SCALE = int(os.environ.get("KAPPA_LOG_TEST_TRIALS", "100")) / 100
 """Tests that try something again and again do so this many times as often."""
 
-QUICK = {"fetch.wait.max.ms": 20, "topic.metadata.refresh.interval.ms": 500}
+Settings = dict[str, Any]
+"""Settings of a client, by librdkafka's names."""
+
+QUICK: Settings = {"fetch.wait.max.ms": 20, "topic.metadata.refresh.interval.ms": 500}
 """A partition's end, or another topic, is known sooner than users need to know it."""
 
-STATIC = QUICK | {"group.instance.id": "w", "session.timeout.ms": 10_000}
+STATIC: Settings = QUICK | {"group.instance.id": "w", "session.timeout.ms": 10_000}
 """A member that comes back under its name, at once, however its process ended."""
 
-DYNAMIC = QUICK | {"session.timeout.ms": 1000, "heartbeat.interval.ms": 200}
+DYNAMIC: Settings = QUICK | {"session.timeout.ms": 1000, "heartbeat.interval.ms": 200}
 """A killed member is missed after a second."""
 
-CONSUMER = QUICK | {"group.protocol": "consumer"}
+CONSUMER: Settings = QUICK | {"group.protocol": "consumer"}
 """The broker itself assigns (KIP-848); see `miss_soon` about killed members."""
-
 
 
 def miss_soon(broker: RealBroker, group: str) -> None:
@@ -77,148 +69,6 @@ def miss_soon(broker: RealBroker, group: str) -> None:
     resource = ConfigResource(ResourceType.GROUP, group, incremental_configs=entries)
     admin = admin_of(broker.bootstrap)
     admin.incremental_alter_configs([resource])[resource].result(ANSWER_SECONDS)
-
-
-# --- processes --------------------------------------------------------------------
-
-
-class Nest:
-    """Forks workers; all are gone at the end of the block."""
-
-    def __init__(self) -> None:
-        """Start it; it imports everything while the test prepares."""
-        self._control, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
-        paths = [str(Path(kappa_log.__file__).parents[1]), str(Path(__file__).parents[1])]
-        with theirs:
-            number = theirs.fileno()
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    f"from support.kafka_worker import nest; nest({number})",
-                ],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-                stdin=subprocess.DEVNULL,
-                pass_fds=[number],
-            )
-
-    def start(self, **task: Any) -> Worker:
-        """Start a worker at a task."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            pid = self._ask(task, [theirs.fileno()])["pid"]
-        return Worker(self, pid, ours)
-
-    def code_of(self, pid: int) -> int:
-        """Wait for a worker's end; return its exit code."""
-        found: int = self._ask({"wait": pid}, [])["code"]
-        return found
-
-    def _ask(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
-        socket.send_fds(self._control, [json.dumps(request).encode()], descriptors)
-        answer: dict[str, Any] = json.loads(self._control.recv(1 << 16))
-        return answer
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End it with all its workers."""
-        self._control.close()
-        self._process.wait()
-
-
-class Worker:
-    """A process that does one task."""
-
-    def __init__(self, nest: Nest, pid: int, channel: socket.socket) -> None:
-        """Use a process that was just forked."""
-        self.pid = pid
-        self.notices: list[str] = []
-        self._heard = 0
-        self._nest = nest
-        self._channel = channel
-        self._lines = channel.makefile("r")
-        self._result: dict[str, Any] | None = None
-        self._code: int | None = None
-        channel.settimeout(SECONDS)
-
-    def wait_until_paused(self) -> None:
-        """Wait until it stands still at its trap."""
-        while "said" not in (said := self._next()):
-            assert said, f"it ended with code {self._code}"
-            assert "result" not in said, said
-        stat = Path(f"/proc/{self.pid}/stat")
-        wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "a stop")
-
-    def hear(self, words: str) -> None:
-        """Wait until it tells people something, after what was heard before."""
-        while True:
-            for notice in self.notices[self._heard :]:
-                self._heard += 1
-                if words in notice:
-                    return
-            assert self._next(), f"it ended with code {self._code}"
-
-    def wake(self) -> None:
-        """Let it go on after it paused."""
-        self.signal(signal.SIGCONT)
-
-    def result(self) -> dict[str, Any]:
-        """Wait for its end, and return what came of it."""
-        self._wait()
-        assert self._result is not None, f"it died with code {self._code}"
-        return self._result
-
-    def was_killed(self) -> bool:
-        """Wait for its end; tell whether that was SIGKILL."""
-        self._wait()
-        assert self._result or self._code == -signal.SIGKILL, f"code {self._code}"
-        return self._result is None
-
-    def has_ended(self) -> bool:
-        """Tell whether it has ended, without waiting."""
-        if self._code is None:
-            stat = Path(f"/proc/{self.pid}/stat").read_text()
-            return stat.rpartition(")")[2].split()[0] == "Z"
-        return True
-
-    def stop(self) -> None:
-        """Ask it to end, as Ctrl-C does."""
-        self.signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Kill it, and wait for its end."""
-        self.signal(signal.SIGKILL)
-        self._wait()
-
-    def signal(self, number: int) -> None:
-        """Send it a signal; nothing happens if it is gone."""
-        if self._code is None:
-            os.kill(self.pid, number)
-
-    def _wait(self) -> None:
-        while self._next():
-            pass
-        if self._code is None:
-            self._code = self._nest.code_of(self.pid)
-            self._lines.close()
-            self._channel.close()
-
-    def _next(self) -> dict[str, Any]:
-        """Return the next thing that it says; nothing when it says no more."""
-        if self._code is not None:
-            return {}
-        try:
-            line = self._lines.readline()
-        except ConnectionResetError:
-            line = ""
-        found: dict[str, Any] = json.loads(line) if line else {}
-        if "notice" in found:
-            self.notices.append(found["notice"])
-        self._result = found.get("result", self._result)
-        return found
 
 
 # --- databases --------------------------------------------------------------------
@@ -298,16 +148,6 @@ Made = tuple[bytes | None, bytes, int]
 """Value, key and partition."""
 
 
-def outcome_of(value: str | None) -> str:
-    """Return what becomes of a record whose message the log does not have."""
-    if value is None:
-        return "kept"
-    try:
-        return str({"keep": "kept"}.get(wanted := json.loads(value)["do"], wanted))
-    except ValueError:
-        return "fail"
-
-
 def made_records(
     chance: random.Random, partitions: int, number: int, start: int = 0
 ) -> list[Made]:
@@ -355,34 +195,36 @@ class World:
         folder: Path,
         topic: str,
         *,
-        kafka: dict[str, Any] = STATIC,
+        kafka: Settings = STATIC,
         batch_size: int = 25,
         handler: str = "Picky",
         projection: str = "trails",
     ) -> None:
         self.broker = broker
         self.topic = topic
-        self.group = f"{GROUP}-{uuid4().hex[:8]}"
+        self.group = f"g-{uuid4().hex[:8]}"
         self.topic_id = broker.topic_id(topic)
         self.sent: list[Produced] = []
         self.deleted: set[Place] = set()
         """Records that the broker deleted before they were read."""
-        self._errors: list[str] = []
+        self.errors: list[str] = []
+        """What should not have happened on the way."""
         self._nest = nest
+        self._workers: list[Worker] = []
         self._folder = folder
         self._projection = projection
+        self._kafka = kafka | {"bootstrap.servers": broker.bootstrap}
+        self._listener = {
+            "topic": topic,
+            "group_id": self.group,
+            "handler": f"support.kafka_worker:{handler}",
+            "max_retries": 0,
+            "park": "event",
+        }
         self._config = {
             "database.url": url,
-            "kafka": kafka | {"bootstrap.servers": broker.bootstrap},
-            "listeners": [
-                {
-                    "topic": topic,
-                    "group_id": self.group,
-                    "handler": f"support.kafka_worker:{handler}",
-                    "max_retries": 0,
-                    "park": "event",
-                }
-            ],
+            "kafka": self._kafka,
+            "listeners": [self._listener],
             "ingest.batch_size": batch_size,
             "projections.modules": [],
         }
@@ -398,7 +240,9 @@ class World:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the log."""
+        """Leave no process behind, and close the log."""
+        for worker in self._workers:
+            worker.kill()
         self.app.close()
 
     # --- what goes on -------------------------------------------------------------
@@ -428,8 +272,8 @@ class World:
 
     def start(self, work: str = "consume", **task: Any) -> Worker:
         """Start a worker at this log."""
-        kafka = self._config["kafka"] | task.pop("kafka", {})
-        return self._nest.start(
+        kafka = self._kafka | task.pop("kafka", {})
+        worker = self._nest.start(
             work=work,
             folder=str(self._folder),
             topic=self.topic,
@@ -437,8 +281,10 @@ class World:
             config=self._config | {"kafka": kafka},
             **task,
         )
+        self._workers.append(worker)
+        return worker
 
-    def finish(self) -> None:
+    def finish(self, **task: Any) -> None:
         """Read all that is left, in workers that nobody disturbs; fold it.
 
         A killed member has its partitions until it is missed: then one worker alone
@@ -446,25 +292,27 @@ class World:
         """
         ends = self.ends()
         give_up = time.monotonic() + ANSWER_SECONDS
-        while not self._errors and time.monotonic() < give_up:
-            done = self.start(until_end=True).result()
+        while not self.errors:
+            worker = self.start(until_end=True, **task)
+            done = worker.result()
             if "error" in done:
-                self._errors.append(f"{done['error']}: {done['message']}")
+                self.errors.append(f"{done['error']}: {done['message']}")
             if self.offsets().items() >= ends.items():
                 break
+            if time.monotonic() > give_up:
+                self.errors.append(f"not read to {ends}, but {worker.notices}")
         self.app.project()
 
     def written(self) -> Path:
-        """Write its configuration to a file, for the command line; return the folder."""
-        (listener,) = self._config["listeners"]
+        """Write its configuration, for the command line; return the file's folder."""
         lines = [
             f"database.url = {json.dumps(self._config['database.url'])}",
             f"ingest.batch_size = {self._config['ingest.batch_size']}",
             "projections.modules = []",
             "[kafka]",
-            *(f'"{k}" = {json.dumps(v)}' for k, v in self._config["kafka"].items()),
+            *(f'"{k}" = {json.dumps(v)}' for k, v in self._kafka.items()),
             "[[listeners]]",
-            *(f"{k} = {json.dumps(v)}" for k, v in listener.items()),
+            *(f"{k} = {json.dumps(v)}" for k, v in self._listener.items()),
         ]
         (self._folder / "kappa_log.toml").write_text("\n".join(lines))
         return self._folder
@@ -473,47 +321,12 @@ class World:
 
     def faults(self, *cursors: Cursor) -> list[str]:
         """Return all that is wrong, in words; nothing if the promises were kept."""
-        kept = self._kept()
-        cursors = (
-            *cursors,
-            self.read("small pages", limit=7),
-            self.read("one person", limit=50, entity_id="w1"),
-        )
-        found = [f"{f.fault}: {f.where}" for f in self._history(kept, cursors)]
-        found += self._errors
-        found += self._misplaced(kept)
-        found += self._mistimed()
-        found += self._miscounted()
-        found += self._misfolded(kept)
-        report = self.app.verify(names=["trails"])
-        found += [finding.message for finding in report.findings]
-        return found
-
-    def read(self, name: str, *, limit: int, **chosen: str) -> Cursor:
-        """Return what a reader is given that reads to the end, page by page."""
-        pages: list[Page] = []
-        while (page := self.page(_last(pages), limit, **chosen)).seen:
-            pages.append(page)
-        return Cursor(name, tuple(pages), wants=_wanting(**chosen))
-
-    def page(self, after: int, limit: int, **chosen: str) -> Page:
-        """Return a page of events as users get it, and the head with it."""
-        database = self.app.database
-        with database.read() as connection:
-            head = log.head(connection, database).position
-            found = lists.events(
-                connection,
-                database,
-                lists.EventFilter(after=after, **chosen),
-                limit=limit,
-                oldest_first=True,
-            )
-        return Page(head, tuple((e.position, e.payload_text) for e in found))
+        return kafka_judge.faults(self, *cursors)
 
     @contextmanager
     def following(self) -> Iterator[Following]:
         """Read the log in a thread while the block goes on."""
-        with Following(self) as reader:
+        with Following(self.app) as reader:
             yield reader
 
     def ends(self) -> dict[tuple[str, int], int]:
@@ -532,7 +345,11 @@ class World:
     def wait_until_read(self, ends: dict[tuple[str, int], int] | None = None) -> None:
         """Wait until all is read that there is now, or up to some other ends."""
         wanted = self.ends() if ends is None else ends
-        wait_for(lambda: self.offsets().items() >= wanted.items(), f"{wanted} be read")
+        try:
+            wait_for(lambda: self.offsets().items() >= wanted.items(), "all to be read")
+        except TimeoutError as error:
+            error.add_note(f"wanted: {wanted}, reached: {self.offsets()}")
+            raise
 
     def is_folded(self) -> bool:
         """Tell whether the projection is at the log's end."""
@@ -541,10 +358,13 @@ class World:
 
     def offsets(self) -> dict[tuple[str, int], int]:
         """Return what is read next, by topic id and partition."""
-        table, sources = self.app.database.tables.offsets, self.app.database.tables.sources
+        table, sources = (
+            self.app.database.tables.offsets,
+            self.app.database.tables.sources,
+        )
         query = sa.select(sources.c.name, table.c.partition, table.c.next_offset)
         return {
-            (_topic_id(name), partition): offset
+            (topic_id_of(name), partition): offset
             for name, partition, offset in self.select(query.join_from(table, sources))
         }
 
@@ -553,198 +373,38 @@ class World:
         with self.app.database.read() as connection:
             return list(connection.execute(query))
 
-    # --- judgement ----------------------------------------------------------------
 
-    def _kept(self) -> list[tuple[Row, str | None]]:
-        """Return the log's rows with their entities, by position."""
-        table, sources = self.app.database.tables.events, self.app.database.tables.sources
-        query = sa.select(
-            table.c.position,
-            sources.c.name,
-            table.c.partition,
-            table.c.offset,
-            table.c.payload,
-            table.c.entity_id,
-        )
-        query = query.join_from(table, sources).order_by(table.c.position)
-        return [
-            (Row(position, Place(_topic_id(name), partition, offset), payload), who)
-            for position, name, partition, offset, payload, who in self.select(query)
-        ]
+class Worlds:
+    """Makes worlds: each has a log of its own, and mostly a topic of its own."""
 
-    def _beside(self, table: sa.Table) -> Counter[Place]:
-        """Return the places of duplicates or failures."""
-        sources = self.app.database.tables.sources
-        query = sa.select(sources.c.name, table.c.partition, table.c.offset)
-        rows = self.select(query.join_from(table, sources))
-        return Counter(Place(_topic_id(name), *more) for name, *more in rows)
-
-    def _history(
-        self, kept: list[tuple[Row, str | None]], cursors: Iterable[Cursor]
-    ) -> list[Any]:
-        tables = self.app.database.tables
-        skipped = {p.place for p in self.sent if p.place and _outcome(p) == "skip"}
-        elsewhere = {*self._beside(tables.duplicates), *self._beside(tables.failures)}
-        return check(
-            History(
-                produced=self.sent,
-                rows=[row for row, _ in kept],
-                checkpoints=self.offsets(),
-                cursors=list(cursors),
-                elsewhere=elsewhere | skipped | self.deleted,
-            )
-        )
-
-    def _misplaced(self, kept: list[tuple[Row, str | None]]) -> Iterator[str]:
-        """Find records that became something else than they should."""
-        tables = self.app.database.tables
-        committed = [p for p in self.sent if p.outcome is Outcome.COMMITTED]
-        wanted: dict[str, set[Any]] = {"kept": set(), "skip": set(), "fail": set()}
-        for produced in committed:
-            if produced.place not in self.deleted:
-                wanted[_outcome(produced)].add(produced.place)
-        failures, duplicates = (
-            self._beside(table) for table in (tables.failures, tables.duplicates)
-        )
-        for place, times in (failures + duplicates).items():
-            if times > 1:
-                yield f"{place} is kept {times} times beside the log"
-        rows = {row.place for row, _ in kept} | set(duplicates)
-        for name, found in (("fail", set(failures)), ("kept", rows)):
-            yield from (f"{place} is not in '{name}'" for place in wanted[name] - found)
-            yield from (f"{place} is in '{name}'" for place in found - wanted[name])
-        payloads = {produced.place: produced.payload for produced in committed}
-        at = {row.position: row for row, _ in kept}
-        table, sources = tables.duplicates, tables.sources
-        query = sa.select(
-            sources.c.name, table.c.partition, table.c.offset, table.c.repeats
-        )
-        for name, partition, offset, repeats in self.select(
-            query.join_from(table, sources)
-        ):
-            place = Place(_topic_id(name), partition, offset)
-            if payloads.get(place) != at[repeats].payload or at[repeats].place == place:
-                yield f"{place} does not repeat position {repeats}"
-
-    def _miscounted(self) -> Iterator[str]:
-        """Find partitions whose end was not reached, or whose ledger says else."""
-        offsets = self.offsets()
-        table, sources = self.app.database.tables.checkpoints, self.app.database.tables.sources
-        rows = self.select(
-            sa.select(sources.c.name, table)
-            .join_from(table, sources)
-            .order_by(table.c.id)
-        )
-        for lane, end in self.ends().items():
-            partition = lane[1]
-            if offsets.get(lane) != end:
-                yield f"partition {partition} is read to {offsets.get(lane)} of {end}"
-            mine = [r for r in rows if (_topic_id(r.name), r.partition) == lane]
-            told = Counter[str]()
-            for row in mine:
-                told["seen"] += row.acked + row.skipped + row.duplicate + row.failed
-                told["skip"] += row.skipped
-                told["fail"] += row.failed
-            there = Counter(
-                _outcome(p)
-                for p in self.sent
-                if p.place
-                and p.place[:2] == lane
-                and p.outcome is Outcome.COMMITTED
-                and p.place not in self.deleted
-            )
-            known = Counter(skip=there["skip"], fail=there["fail"], seen=there.total())
-            if told != known:
-                yield f"partition {partition}: the ledger has {told}, not {known}"
-            for before, after in pairwise(mine):
-                if before.to_offset != after.from_offset:
-                    yield f"partition {partition}: hole at {before.to_offset}"
-
-    def _mistimed(self) -> Iterator[str]:
-        """Find positions at which the time goes back."""
-        table = self.app.database.tables.events
-        times = self.select(
-            sa.select(table.c.position, table.c.recorded_at).order_by(table.c.position)
-        )
-        for before, after in pairwise(times):
-            if after.recorded_at < before.recorded_at:
-                yield f"position {after.position} was recorded before the one before"
-
-    def _misfolded(self, kept: list[tuple[Row, str | None]]) -> Iterator[str]:
-        """Find rows of the projection that are not the fold of the log."""
-        states: dict[str, Trail] = {}
-        for row, who in kept:
-            if who is not None and row.payload is not None:
-                states[who] = follow(states.get(who), json.loads(row.payload)["number"])
-        wanted = [{"entity_id": who} | asdict(states[who]) for who in sorted(states)]
-        if list(self.app.rows("trails")) != wanted:
-            yield "the projection is not the fold of the log"
-
-
-class Following:
-    """A reader that reads on while the log grows."""
-
-    def __init__(self, world: World) -> None:
-        """Begin in `with`."""
-        self._world = world
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._pages: list[Page] = []
-        self._error: BaseException | None = None
-
-    @property
-    def cursor(self) -> Cursor:
-        """What it was given."""
-        return Cursor("while it went on", tuple(self._pages))
-
-    def __enter__(self) -> Self:
-        """Start."""
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+    def __init__(
+        self, broker: RealBroker, nest: Nest, databases: Databases, folder: Path
     ) -> None:
-        """Stop, and raise what went wrong in the thread."""
-        self._stop.set()
-        self._thread.join()
-        if self._error is not None and error is None:
-            raise self._error
+        """Make them of these."""
+        self.broker = broker
+        self.databases = databases
+        self._nest = nest
+        self._folder = folder
 
-    def _run(self) -> None:
-        try:
-            while not self._stop.wait(0.02):
-                page = self._world.page(_last(self._pages), 40)
-                if page.seen:
-                    self._pages.append(page)
-        except BaseException as error:  # noqa: BLE001 - raised by the test's own thread
-            self._error = error
-
-
-def _last(pages: list[Page]) -> int:
-    return pages[-1].seen[-1][0] if pages else 0
-
-
-def _wanting(entity_id: str | None = None) -> Callable[[Row], bool]:
-    def wants(row: Row) -> bool:
-        if entity_id is None:
-            return True
-        return row.payload is not None and json.loads(row.payload)["who"] == entity_id
-
-    return wants
-
-
-def _outcome(produced: Produced) -> str:
-    assert not isinstance(produced.payload, bytes)
-    return outcome_of(produced.payload)
+    @contextmanager
+    def new(
+        self,
+        partitions: int = 0,
+        *,
+        topic: str = "",
+        is_empty: bool = False,
+        **settings: Any,
+    ) -> Iterator[World]:
+        """Give a world, with a new topic or one that is there, and maybe no tables."""
+        topic = topic or self.broker.new_topic(partitions)
+        with (
+            self.databases.fresh(is_empty=is_empty) as url,
+            World(
+                self.broker, self._nest, url, self._folder, topic, **settings
+            ) as world,
+        ):
+            yield world
 
 
 def _text(value: bytes | None) -> str | None:
     return None if value is None else value.decode()
-
-
-def _topic_id(source: str) -> str:
-    return source.partition("/")[2]

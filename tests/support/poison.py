@@ -34,6 +34,7 @@ HERE = Path(__file__).parent
 CALLS = []
 HOOKS = []
 DURING = {}
+TOLD = []
 
 def during(n):
     act = DURING.pop(n if n in DURING else None, None)
@@ -84,6 +85,7 @@ class Writing(Orders):
     def consume(self, payload, metadata):
         n = payload["n"]
         during(n)
+        TOLD[:] = [metadata]
         if payload.get("do") == "no effect":
             return ack(n, None)
         connection = metadata.connection
@@ -105,6 +107,21 @@ class Writing(Orders):
         if to_kill or (HERE / "killing").exists():
             os.kill(os.getpid(), signal.SIGKILL)
         return super().consume(payload, metadata)
+
+class Dying(Writing):
+    def consume(self, payload, metadata):
+        if payload.get("do") != "die":
+            return super().consume(payload, metadata)
+        try:
+            inner = metadata.connection._connection
+        except Exception:
+            if payload.get("swallow"):
+                return ack(payload["n"], None)
+            raise
+        inner.execute(sa.text("INSERT INTO seen (n) VALUES (:n)"), payload)
+        # Nobody should, but Python lets whoever looks for it.
+        inner.connection.driver_connection.rollback()
+        return ack(payload["n"], None)
 """
 
 LISTENER = """
@@ -183,6 +200,11 @@ class Poisoned:
         """What each call of the handler noted."""
         found: list[Any] = sys.modules[self.module].CALLS
         return found
+
+    @property
+    def told(self) -> Any:
+        """The metadata of the last call of `Writing`."""
+        return sys.modules[self.module].TOLD[0]
 
     @property
     def hooks(self) -> list[str]:
@@ -287,7 +309,9 @@ class Poisoned:
         found = getattr(self.app.database.tables, table)
         query = sa.select(*(found.c[name] for name in columns))
         with self.app.database.read() as connection:
-            return [tuple(row) for row in connection.execute(query.order_by(found.c.id))]
+            return [
+                tuple(row) for row in connection.execute(query.order_by(found.c.id))
+            ]
 
     def check(self) -> None:
         """Fail unless the log is whole."""

@@ -1,0 +1,224 @@
+"""failures and events retry as a person types them: what they print, how they end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from kappa_log.cli import run
+from support.poison import Poisoned
+
+
+class Typed(NamedTuple):
+    """What a command printed."""
+
+    out: str
+    err: str
+
+    @property
+    def json(self) -> list[Any]:
+        """The JSON lines of stdout."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+Type = Callable[..., Typed]
+
+
+@pytest.fixture
+def world(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Poisoned]:
+    """Give three failures, two of one error, and one record that waits."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    with Poisoned(database_url, tmp_path) as found:
+        found.read(
+            ("ada", {"do": "raise", "n": 1}),
+            ("ada", {"n": 2}),
+            ("bob", b"{bad"),
+            (None, {"do": "raise", "n": 4}),
+            (None, {"n": 5}),
+        )
+        yield found
+
+
+@pytest.fixture
+def typed(world: Poisoned, capsys: pytest.CaptureFixture[str]) -> Type:
+    """Type commands in the folder of the log."""
+
+    def type_(*arguments: str, code: int = 0) -> Typed:
+        assert Path.cwd() == world.folder
+        capsys.readouterr()
+        ended = run(list(arguments))
+        said = Typed(*capsys.readouterr())
+        assert ended == code, said
+        assert "Traceback" not in said.err
+        assert not [line for line in said.err.splitlines() if len(line) > 80]
+        return said
+
+    return type_
+
+
+def test_failures_are_listed_newest_first(typed: Type) -> None:
+    """With what went wrong, and what to do next, in the width of a terminal."""
+    said = typed("failures", "list")
+
+    rows = said.out.splitlines()
+    assert all(len(row) <= 80 for row in rows), said.out
+    assert [row.split()[0] for row in rows if row.strip()[:1].isdigit()] == [
+        "4", "3", "2", "1",
+    ]  # fmt: skip
+    assert "waits behind a failure" in said.out
+    assert "kappa-log failures show 4" in said.err
+    assert "kappa-log failures retry 4" in said.err
+    found = typed("failures", "list", "--json", "--limit", "2").json
+    assert [row["id"] for row in found] == [4, 3]
+    assert found[0]["error_class"] == "ValueError"
+
+
+def test_one_failure_is_shown_whole(typed: Type) -> None:
+    """Its record and the steps of its error; one that is not there is said so."""
+    said = typed("failures", "show", "1").out
+
+    assert "ValueError: no such order" in said
+    assert '{"do": "raise", "n": 1}' in said
+    assert "Traceback (most recent call last)" in said
+    (found,) = typed("failures", "show", "1", "--json").json
+    assert (found["offset"], found["attempts"], found["parked"]) == (0, 1, False)
+    assert "failure 99 not found" in typed("failures", "show", "99", code=2).err
+
+
+def test_groups_are_shown_with_the_way_to_retry_them(typed: Type) -> None:
+    """A fingerprint is to be copied, so it is never cut."""
+    said = typed("failures", "groups")
+    groups = typed("failures", "groups", "--json").json
+
+    assert [(g["count"], g["parked"]) for g in groups] == [(2, 1), (1, 0)]
+    assert all(g["fingerprint"] in said.out for g in groups)
+    assert f"failures retry --fingerprint {groups[0]['fingerprint']}" in said.err
+
+
+def test_without_failures_each_list_says_so(typed: Type, world: Poisoned) -> None:
+    """An empty table would leave one wondering."""
+    typed("failures", "discard", "--all", "--reason", "old", "--yes")
+
+    assert "There is no failure" in typed("failures", "list").err
+    assert "There is no failure" in typed("failures", "groups").err
+    assert typed("failures", "list", "--json").out == ""
+    assert typed("failures", "groups", "--json").out == ""
+    assert "kept 0" in typed("failures", "retry", "--all").out
+    world.check()
+
+
+def test_a_retry_tells_what_came_of_it(typed: Type, world: Poisoned) -> None:
+    """It ends with 3 while something fails, and with 0 when nothing does."""
+    said = typed("failures", "retry", "--all", code=3)
+    assert "kept 0   skipped 0   duplicate 0   failed again 3" in said.out
+    assert "failure 1 failed again: ValueError: no such order" in said.out
+    assert "2 keys still wait behind a failure" in said.out
+    assert "kappa-log failures groups" in said.err
+    world.fix()
+
+    said = typed("failures", "retry", "1", "--reason", "fixed")
+
+    assert "kept 2   skipped 0   duplicate 0   failed again 0" in said.out
+    assert "kappa-log project" in said.err
+    assert world.order() == [4, 0, 1]
+    assert {row[0] for row in world.rows("audit", "reason")} == {"fixed"}
+    one = typed("failures", "retry", "--all", code=3)
+    assert "1 key still waits behind a failure" in one.out
+    (done,) = typed("failures", "retry", "--topic", "orders", "--json", code=3).json
+    assert (done["matched"], done["failed"], done["acked"]) == (1, 1, 0)
+    world.check()
+
+
+@pytest.mark.parametrize("act", ["retry", "discard"])
+def test_a_dry_run_counts_and_does_nothing(
+    typed: Type, world: Poisoned, act: str
+) -> None:
+    """By each filter; no reason and no consent are needed to count."""
+    before = world.app.failures()
+    print_ = before[0].fingerprint or ""
+
+    for chosen, count in (
+        (("--all",), 4),
+        (("1", "3"), 2),
+        (("--fingerprint", print_), 2),
+        (("--error-class", "DecodeError"), 1),
+        (("--group", "billing", "--topic", "orders"), 4),
+        (("--topic", "others"), 0),
+    ):
+        said = typed("failures", act, *chosen, "--dry-run")
+        noun = "failure" if count == 1 else "failures"
+        assert f"would {act} {count} {noun}" in said.out
+    found = typed("failures", act, "--all", "--dry-run", "--json").json[0]
+    assert found["matched" if act == "retry" else "discarded"] == 4
+    assert world.app.failures() == before
+
+
+@pytest.mark.parametrize("act", ["retry", "discard"])
+def test_what_is_meant_must_be_said(typed: Type, world: Poisoned, act: str) -> None:
+    """Neither nothing, nor all and some of it; and what is named must be there."""
+    for arguments in ((), ("--all", "1"), ("--all", "--topic", "orders")):
+        said = typed("failures", act, *arguments, "--reason", "x", code=2)
+        assert "say which failures" in said.err
+    said = typed("failures", act, "1", "99", "--reason", "x", code=2)
+    assert "failure 99 not found" in said.err
+    typed("failures", act, "0", code=2)
+    typed("failures", act, "one", code=2)
+    for option in ("--topic", "--group", "--fingerprint", "--error-class"):
+        said = typed("failures", act, option, "\udcff", "--dry-run", code=2)
+        assert option in said.err
+    typed("failures", act, "1", "--reason", "a\udcff", code=2)
+    assert len(world.failed()) == 4
+
+
+def test_a_discard_wants_a_reason_and_consent(typed: Type, world: Poisoned) -> None:
+    """It is for good: who, when and why stay in the audit trail."""
+    assert "--reason" in typed("failures", "discard", "1", "--yes", code=2).err
+    blank = typed("failures", "discard", "1", "--yes", "--reason", "  ", code=2)
+    assert "say why these records are given up" in blank.err
+    assert "--yes" in typed("failures", "discard", "1", "--reason", "old", code=2).err
+    assert len(world.failed()) == 4
+
+    said = typed("failures", "discard", "1", "3", "--reason", "old", "--yes")
+
+    assert "discarded 2 failures" in said.out
+    assert world.rows("audit", "action", "subject", "reason") == [
+        ("discard", "failure 1", "old"),
+        ("discard", "failure 3", "old"),
+    ]
+    (found,) = typed(
+        "failures", "discard", "4", "--reason", "old", "--yes", "--json"
+    ).json
+    assert found == {"discarded": 1, "dry_run": False}
+    assert world.failed() == [(1, True)]
+    world.check()
+
+
+def test_an_event_is_handled_again(typed: Type, world: Poisoned) -> None:
+    """What its handler says now is told; nothing is stored."""
+    assert "its handler acknowledges it" in typed("events", "retry", "1").out
+    assert typed("events", "retry", "1", "--json").json == [{"acknowledged": True}]
+    handlers = world.folder / f"{world.module}.py"
+    for name, code, ended in (("skips", "return None", 0), ("raises", "1/0", 3)):
+        module = f"{world.module}_{name}"
+        (world.folder / f"{module}.py").write_text(
+            handlers.read_text().replace(
+                "match payload", f"{code}\n        match payload"
+            )
+        )
+        world.module = module
+        world.configure()
+        said = typed("events", "retry", "1", code=ended)
+        assert ("would skip it now" in said.out) == (ended == 0)
+        assert ("event 1 failed again: ZeroDivisionError" in said.err) == (ended == 3)
+        world.module = world.module.removesuffix(f"_{name}")
+    assert "event 2 not found" in typed("events", "retry", "2", code=2).err
+    assert world.app.head().position == 1
+    world.check()
