@@ -215,10 +215,15 @@ class Consumption:
     def _read(self, topics: list[str], stop: threading.Event) -> bool:
         """Turn until told to stop, or at the end; tell whether it is the end."""
         is_read = False
-        self._subscription.to(topics)
-        while not (stop.is_set() or is_read):
-            self._turn()
-            is_read = self._options.until_end and self._is_read()
+        try:
+            self._subscription.to(topics)
+            while not (stop.is_set() or is_read):
+                self._turn()
+                is_read = self._options.until_end and self._is_read()
+        except BaseException:
+            # The handler is not told to stop while it still is at work.
+            self._writer.wait(STOP_SECONDS)
+            raise
         self._finish()
         return is_read
 

@@ -6,10 +6,10 @@ import resource
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from kappa_log import decide
@@ -402,20 +402,18 @@ def test_a_file_is_read_to_its_end_however_many_wait(
 
 def test_groups_count_what_waits_behind_them(world: Poisoned) -> None:
     """Each record once, also where two errors stand in one queue."""
-    world.read(
-        ("a", b"{0"), ("a", b"{1"), ("a", {"n": 2}), ("a", {"n": 3}), (None, bad(4))
+    world.configure(more='dedupe = "header:id"')
+    portion = world.portion([("a", {"n": 1}), ("a", {"n": 2}), ("a", {"n": 3})])
+    portion.records[2] = msgspec.structs.replace(
+        portion.records[2], headers=(("id", b"1"),)
     )
-    world.read(("b", b"{5"), ("b", b"{6"), ("b", {"n": 7}))
-    with suppress(RetryFailed):
-        world.app.retry_failure(1)
+    world.take(portion)
 
-    found = [(g.error_class, g.count, g.parked) for g in world.app.failure_groups()]
+    (found,) = world.app.failure_groups()
 
-    assert found[-1] == ("ValueError", 1, 0)
-    assert sum(group[1] for group in found) == len(world.failed()) - sum(
-        group[2] for group in found
-    )
-    assert world.app.failure_groups(limit=1)[0].example_id > 1
+    assert (found.error_class, found.count, found.parked) == ("DecodeError", 2, 1)
+    assert found.example_id == 2
+    assert world.app.failure_groups(limit=0) == []
 
 
 # --- a retry beside a batch ---------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import partial
-from functools import partial
 from itertools import count
 from pathlib import Path
 
