@@ -691,7 +691,7 @@ class KappaLog:
     def retry_event(self, position: Position, *, who: str | None = None) -> bool:
         """Hand a kept event to its handler again; tell whether it acknowledges it.
 
-        Nothing is stored, but for effects of the handler's own.
+        Nothing is stored, and SQL by ``metadata.connection`` is rolled back.
 
         Raises:
             NotFound: No such event.

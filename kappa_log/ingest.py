@@ -260,9 +260,10 @@ def ingest_batch(
     """
     portions = sorted(portions, key=_lane)
     refused: ConstraintViolated | None = None
+    died: TransactionDied | None = None
     for _ in range(MAX_RERUNS):
         try:
-            return _attempt(database, portions, clock)
+            return _attempt(database, portions, clock, died)
         except ConstraintViolated as error:
             # Another writer committed one of these messages since we looked, or the
             # coordinates hold another event. Looking again tells which.
@@ -271,7 +272,10 @@ def ingest_batch(
             # A key's last failure was retried since we looked, or a first one came.
             continue
         except TransactionDied as error:
-            return _one_by_one(database, portions, clock, error)
+            if sum(len(portion.records) for portion in portions) > 1:
+                return _one_by_one(database, portions, clock)
+            # Alone, it is refused the connection, so it fails by its own handler.
+            died = error
     where = ", ".join(f"{p.lane.topic} of {p.lane.source}" for p in portions)
     if refused is None:
         msg = (
@@ -406,17 +410,9 @@ def _attempt(
 
 
 def _one_by_one(
-    database: Database,
-    portions: Sequence[Portion],
-    clock: Clock,
-    error: TransactionDied,
+    database: Database, portions: Sequence[Portion], clock: Clock
 ) -> Committed:
-    """Commit each record by itself: one of them killed the transaction of all.
-
-    That one, alone, is refused the connection, so it fails by its own handler.
-    """
-    if sum(len(portion.records) for portion in portions) <= 1:
-        return _attempt(database, portions, clock, error)
+    """Commit each record by itself: one of them killed the transaction of all."""
     total = Committed(Counts(), None, None)
     for portion in portions:
         for piece in portion.pieces():

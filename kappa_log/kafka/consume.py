@@ -19,7 +19,6 @@ from confluent_kafka import (
     Consumer,
     KafkaError,
     KafkaException,
-    Message,
     TopicPartition,
 )
 
@@ -238,33 +237,36 @@ class Consumption:
         self._settle()
         room = self._batch_size - self._partitions.gathered
         if room > 0:
-            self._take_in(self._poll(room))
+            self._poll(room)
             if self._writer.wait(0):
                 self._written()
         elif self._writer.wait(PAUSE_AFTER_SECONDS):
             self._written()
         else:
             self._partitions.pause()
-            self._take_in(self._consumer.consume(1, 0))
+            self._take_in(1, 0)
         if not self._writer.is_busy:
             self._hand_over()
 
-    def _poll(self, room: int) -> list[Message]:
-        """Return a first record as soon as it is there, and what comes right after."""
+    def _poll(self, room: int) -> None:
+        """Take in a first record as soon as it is there, and what comes right after."""
         is_idle = not (
             self._writer.is_busy
             or self._partitions.gathered
             or self._partitions.unsettled
         )
         wait = POLL_SECONDS if is_idle else 2 * LINGER_SECONDS
-        found = self._consumer.consume(1, wait)
-        if found and room > 1:
-            found += self._consumer.consume(room - 1, LINGER_SECONDS)
-        return found
+        if self._take_in(1, wait) and room > 1:
+            self._take_in(room - 1, LINGER_SECONDS)
 
-    def _take_in(self, messages: Iterable[Message]) -> None:
-        for message in messages:
+    def _take_in(self, most: int, seconds: float) -> bool:
+        """Poll once and take in what came; tell whether anything came."""
+        standing = self._partitions.standing()
+        found = self._consumer.consume(most, seconds)
+        for message in found:
             error = message.error()
+            if not self._partitions.believes(message, standing):
+                continue
             if error is None:
                 self._partitions.take_in(message)
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
@@ -276,6 +278,7 @@ class Consumption:
                 self._trouble.wait(5 * FIRST_WAIT)
             else:
                 self._on_error(error)
+        return bool(found)
 
     def _hand_over(self) -> None:
         """Let what is gathered be written, if there is anything."""
@@ -349,7 +352,8 @@ class Consumption:
         self._partitions.hold_back(at, stopped, self._listener.backoff)
         self._trouble.say(
             f"{at[0]} partition {at[1]} waits at offset {stopped.offset}: "
-            f"{stopped.why}; it is tried again in its place"
+            f"{stopped.why}; it is tried again in its place",
+            about=f"{at} {stopped.offset}",
         )
 
     # --- after trouble --------------------------------------------------------

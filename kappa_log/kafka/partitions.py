@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -210,6 +210,23 @@ class Partitions:
 
     # --- records --------------------------------------------------------------
 
+    def standing(self) -> dict[At, Intake]:
+        """Return what is gathered into, to be shown to `believes` after a poll."""
+        return dict(self._intakes)
+
+    def believes(self, message: Message, standing: Mapping[At, Intake]) -> bool:
+        """Tell whether a message is of its partition as that stood before the poll.
+
+        While the client is polled a partition may go, and come back at another
+        offset. What the same poll returns was fetched before that or after, and
+        nobody can tell which: the partition seeks once more.
+        """
+        at = at_of(message)
+        if self._intakes.get(at) is standing.get(at):
+            return True
+        self._intakes.pop(at, None)
+        return False
+
     def take_in(self, message: Message) -> None:
         """Gather a record, if it is believed."""
         intake = self._intakes.get(at_of(message))
@@ -236,11 +253,9 @@ class Partitions:
         intake = self._intakes.get(at)
         if intake is None or end is None:
             return
-        (stands,) = self._consumer.position([TopicPartition(*at)])
-        # An end that was reported before the last seek says nothing about after it.
-        if end > intake.position and stands.offset == end:
-            intake.position = end
-        intake.is_at_end = end <= intake.position
+        # What the client reports of before the last seek, it drops itself.
+        intake.position = max(end, intake.position)
+        intake.is_at_end = end == intake.position
 
     def portions(self, listener: Listener) -> list[Portion]:
         """Return what is gathered as portions of a batch, and gather anew."""
@@ -287,9 +302,11 @@ class Partitions:
         The wait doubles with each attempt, and is drawn from all of that span, so
         that many records that wait for one service do not ask it all at once.
         """
-        longest = min(
-            backoff.min_ms * 2 ** min(stopped.attempt - 1, 32), backoff.max_ms
-        )
+        longest = backoff.max_ms
+        # Not tried at all, it waits for people: its key's queue is full.
+        if stopped.attempt:
+            doubled = backoff.min_ms * 2 ** min(stopped.attempt - 1, 32)
+            longest = min(doubled, backoff.max_ms)
         wait = random.uniform(0, longest) / 1000  # noqa: S311
         until = time.monotonic() + wait
         self._later[at] = _Later(stopped.offset, stopped.attempt, until)

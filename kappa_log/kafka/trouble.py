@@ -52,9 +52,18 @@ class Trouble:
         self._is_on = False
         self._wait = FIRST_WAIT
 
-    def say(self, message: str) -> None:
-        """Tell what happens, and not the same again for a minute."""
+    def say(self, message: str, about: str | None = None) -> None:
+        """Tell what happens, and nothing about the same again for a minute.
+
+        Args:
+            message: What happens.
+            about: What it is about, where the words may change; else the words count.
+        """
+        about = about or message
         now = time.monotonic()
-        if now - self._told.get(message, -SAY_AGAIN_SECONDS) >= SAY_AGAIN_SECONDS:
-            self._told[message] = now
+        self._told = {
+            told: at for told, at in self._told.items() if now - at < SAY_AGAIN_SECONDS
+        }
+        if about not in self._told:
+            self._told[about] = now
             self._tell(message)
