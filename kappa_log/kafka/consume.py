@@ -9,6 +9,7 @@ partition that is still ours seeks to its own, and only then are records believe
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -52,6 +53,9 @@ STOP_SECONDS = 3.0
 
 CLOSE_SECONDS = 1.0
 """How long the end waits for the group to be left."""
+
+PATIENCE_SECONDS = 5.0
+"""How long the group may take to hand out partitions until that is told."""
 
 EMPTY_SECONDS = 3.0
 """How long nothing must be assigned until that counts as the end."""
@@ -183,6 +187,7 @@ class Consumption:
         self._failure: Exception | None = None
         self._fenced = 0
         self._assigned_at: float | None = None
+        self._impatient_at = math.inf
         self._is_ending = False
         self._tally = _Tally()
         self._marks = _GroupOffsets(self._consumer)
@@ -203,6 +208,7 @@ class Consumption:
             if not topics:
                 self._tell("no topic matches yet")
                 self._assigned_at = started
+            self._impatient_at = time.monotonic() + PATIENCE_SECONDS
             with started_handler(self._listener.handler):
                 is_read = self._read(topics, stop)
         finally:
@@ -232,6 +238,8 @@ class Consumption:
         """Poll once, take in what came, hand a batch over if the writer is free."""
         if self._failure is not None:
             raise self._failure
+        if self._assigned_at is None and time.monotonic() > self._impatient_at:
+            self._trouble.say(_WAITING)
         self._look_for_topics()
         self._look_at_lanes()
         self._settle()
@@ -437,6 +445,8 @@ class Consumption:
                 self._failure = error
         self._partitions.begin(new)
         self._tell_whose("assigned", new)
+        if not self._partitions.assigned:
+            self._tell("assigned nothing; other members of the group have all there is")
 
     def _on_revoke(self, _: Consumer, found: list[TopicPartition]) -> None:
         """Let the batch in hand be committed, then let the lanes go."""
@@ -463,7 +473,7 @@ class Consumption:
         found = client.source_error(self._cluster.label, error)
         if client.is_fatal(error):
             self._failure = found
-        else:
+        elif not self._is_ending:
             self._trouble.say(str(found))
 
     def _tell(self, notice: str) -> None:
@@ -531,6 +541,11 @@ class Consumption:
             reached_end=reached_end,
         )
 
+
+_WAITING = (
+    "waits for its group to hand out partitions; one of its members may be gone, and "
+    "is missed after the session.timeout.ms that it had"
+)
 
 _OUT_OF_RANGE = (
     KafkaError._AUTO_OFFSET_RESET,  # noqa: SLF001 - librdkafka's name

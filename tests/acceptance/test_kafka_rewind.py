@@ -45,7 +45,7 @@ def one_shop(
 
 def order(number: int, partition: int = 0, **more: Any) -> tuple[Any, ...]:
     """Return an order."""
-    return json.dumps({"id": number} | more).encode(), b"k", partition
+    return json.dumps({"id": number} | more).encode(), None, partition
 
 
 RECORDS = [
@@ -53,12 +53,15 @@ RECORDS = [
     order(1, do="skip"),
     order(2, do="raise"),
     order(0),
-    (b"nonsense", b"k", 0),
-    (None, b"k", 0),
+    (b"nonsense", None, 0),
+    (None, None, 0),
     order(6),
     order(7, partition=1),
 ]
-"""Kept, skipped, failed, repeated, failed, kept (no payload), kept; kept elsewhere."""
+"""Kept, skipped, failed, repeated, failed, kept (no payload), kept; kept elsewhere.
+
+None has a key, or what came after the first failure would wait behind it.
+"""
 
 
 def rows(shop: Shop) -> dict[str, list[Any]]:

@@ -109,6 +109,24 @@ def test_the_log_is_what_was_committed_and_goes_on_when_the_open_one_ends(
         assert faults == [], f"seed {seed}"
 
 
+def test_aborted_records_right_before_an_open_transaction_are_passed(
+    worlds: Worlds,
+) -> None:
+    """No record and no marker tells that they are passed, only the partition's end."""
+    with worlds.new(1) as world:
+        aborted, open_one = Transactions(world), Transactions(world)
+        aborted.send([(b"1", b"k", 0)])
+        open_one.send([(b"2", b"k", 0)])
+        aborted.end(Outcome.ABORTED)
+
+        assert "error" not in world.start(until_end=True).result()
+
+        assert world.offsets() == {(world.topic_id, 0): 1}
+        open_one.end(Outcome.ABORTED)
+        world.finish()
+        assert world.faults() == []
+
+
 def test_a_consumer_that_reads_uncommitted_records_is_found_out(
     worlds: Worlds,
 ) -> None:

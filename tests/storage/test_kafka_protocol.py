@@ -12,6 +12,7 @@ import pytest
 from confluent_kafka import KafkaError
 
 from kappa_log.errors import SourceError
+from kappa_log.kafka import consume
 from support.kafka_broker import RealBroker
 from support.mock_broker import Api, MockBroker
 from support.topics import Running, Shop
@@ -97,7 +98,6 @@ OFTEN: dict[Api, int] = {
     Api.FETCH: 0,
     Api.METADATA: 0,
     Api.HEARTBEAT: 0,
-    Api.FIND_COORDINATOR: KafkaError.NOT_COORDINATOR,
     Api.JOIN_GROUP: KafkaError.REBALANCE_IN_PROGRESS,
     Api.SYNC_GROUP: KafkaError.REBALANCE_IN_PROGRESS,
     Api.LIST_OFFSETS: KafkaError.ILLEGAL_GENERATION,
@@ -240,6 +240,37 @@ def test_brokers_that_were_down_are_read_on(world: World) -> None:
             running.wait_for(lambda: running.told("refused"), "a notice")
             world.broker.up()
         world.read_on(running)
+
+    world.check()
+
+
+def test_a_group_that_takes_its_time_is_told_of(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may wait for a member that died; silence would look like another death."""
+    monkeypatch.setattr(consume, "PATIENCE_SECONDS", 0.2)
+    world.produce()
+    world.broker.delay(Api.JOIN_GROUP, 2000)
+
+    with world.shop.running() as running:
+        running.wait_for(lambda: running.told("assigned"), "partitions")
+        running.wait_for(world.all_are_read, "all events")
+
+    assert running.told("waits for its group to hand out partitions") == 1
+
+
+def test_a_member_too_many_is_told_so(world: World) -> None:
+    """All partitions have their readers; it takes over when one of these ends."""
+    with world.shop.running() as one:
+        one.wait_for(lambda: one.told("assigned orders 0, 1"), "partitions")
+        with world.shop.running() as two, world.shop.running() as three:
+            consumers = (two, three)
+
+            def is_spare(running: Running) -> bool:
+                return "assigned nothing; other" in "".join(running.notices[-1:])
+
+            one.wait_for(lambda: any(map(is_spare, consumers)), "a member too many")
+            world.read_on(one)
 
     world.check()
 

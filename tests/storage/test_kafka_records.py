@@ -207,7 +207,8 @@ def test_what_is_no_json_is_kept_with_its_bytes(
     kafka_broker.produce(
         shop.topic,
         [
-            *((value, b"\xff", 1, headers, 1000) for value, _ in BROKEN),
+            # Each has its key: later ones would wait behind the first one's failure.
+            *((v, b"\xff%d" % n, 1, headers, 1000) for n, (v, _) in enumerate(BROKEN)),
             (order(1), None, 1),
         ],
     )
@@ -216,10 +217,13 @@ def test_what_is_no_json_is_kept_with_its_bytes(
 
     assert (report.counts.failed, report.counts.acked) == (len(BROKEN), 1)
     failures = sorted(shop.app.failures(), key=lambda failure: failure.offset)
-    for failure, (value, said) in zip(failures, BROKEN, strict=True):
+    for number, (failure, (value, said)) in enumerate(
+        zip(failures, BROKEN, strict=True)
+    ):
         assert failure.value == value
         assert said in (failure.error_message or "")
-        assert (failure.key, failure.headers) == (b"\xff", [("h", b"\xff")])
+        assert failure.key == b"\xff%d" % number
+        assert failure.headers == [("h", b"\xff")]
         assert (failure.partition, failure.timestamp) == (1, 1000)
     assert shop.offsets()[shop.topic, 1] == len(BROKEN) + 1
     assert shop.app.verify().ok
