@@ -21,7 +21,6 @@ from kappa_log.cli.params import (
     yes_option,
 )
 from kappa_log.cli.reading import header_fields
-from kappa_log.handler import check_option
 
 if TYPE_CHECKING:
     from kappa_log.app import KappaLog
@@ -164,7 +163,7 @@ def _chosen(
         msg = "say which failures: IDs, a filter such as --fingerprint, or --all."
         raise click.UsageError(msg)
     for name, value in given.items():
-        check_option(f"--{name.replace('_', '-')}", value)
+        _check_text(f"--{name.replace('_', '-')}", value)
     for identifier in ids:
         app.failure(identifier)
     return given | ({"ids": ids} if ids else {})
@@ -191,7 +190,7 @@ def retry_failures(
 
     What waits behind a failure follows it, until one fails again.
     """
-    check_option("--reason", reason)
+    _check_text("--reason", reason)
     which = _chosen(app, ids, every=every, **chosen)
     with output.Meter() as meter:
         total = app.count_failures(**which)
@@ -250,7 +249,7 @@ def discard_failures(
 
     What waited behind one may then be retried.
     """
-    check_option("--reason", reason)
+    _check_text("--reason", reason)
     which = _chosen(app, ids, every=every, **chosen)
     if dry_run:
         count = app.discard_failures(dry_run=True, **which)
@@ -266,3 +265,10 @@ def discard_failures(
         return
     would = "would discard" if dry_run else "discarded"
     output.line(f"{would} {output.plural(count, 'failure')}")
+
+
+def _check_text(option: str, value: str | None) -> None:
+    """Raise UsageError for a text that a database cannot keep."""
+    from kappa_log.handler import check_option
+
+    check_option(option, value)
