@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=Commands)
 def failures() -> None:
-    """Look at records that could not become events, retry or discard them."""
+    """Look at failures, retry or discard them."""
 
 
 @failures.command("list")

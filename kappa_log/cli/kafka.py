@@ -66,7 +66,7 @@ def consume(
     accept_gap: bool,
     as_json: bool,
 ) -> int:
-    """Take the records of Kafka topics into the log, until Ctrl-C.
+    """Take records of Kafka topics in, until Ctrl-C.
 
     The offsets are kept in the log's own database, so a run goes on where the last
     one ended, however that ended.
@@ -202,7 +202,7 @@ _REDRAW_SECONDS = 0.1
 @json_option
 @pass_app
 def lag(app: KappaLog, /, *, listeners: tuple[str, ...], as_json: bool) -> None:
-    """Show how far the log is behind its topics, in records and in seconds."""
+    """Show how far the log is behind its topics."""
     found = app.lag(listeners)
     if as_json:
         for partition in found:

@@ -84,7 +84,7 @@ def replay(
     as_json: bool,
     **request: Any,
 ) -> int:
-    """Rebuild read models beside the live ones, compare, promote.
+    """Rebuild read models, compare with the live ones, promote.
 
     Those of the PROJECTIONs that are named; of all, if none is. A TIME is a date,
     meaning its midnight in UTC, or a time with an offset.

@@ -134,7 +134,7 @@ def revoke_token(app: KappaLog, /, *, name: str) -> None:
     type=click.Path(file_okay=False, path_type=Path),
 )
 def init_events_api(*, folder: Path) -> None:
-    """Write wsgi.py into DIR, with which any WSGI server runs the API."""
+    """Write wsgi.py for other WSGI servers into DIR."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "wsgi.py"
     known = target.exists()

@@ -65,7 +65,9 @@ modules = ["projections"]           # packages, modules or folders
 )
 @click.option("--once", is_flag=True, help="End after the tour.")
 def demo(*, events: int, folder: Path | None, once: bool) -> int:
-    """Show all of it on made-up orders, with a broker and a folder of its own.
+    """Show all of it on made-up orders.
+
+    With a broker and a folder of its own.
 
     Kafka is embedded: nothing is needed, and nothing outside of the folder changes.
     """
