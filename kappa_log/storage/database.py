@@ -53,7 +53,7 @@ class Database:
         self.tables = Tables(prefix, is_sqlite=self.is_sqlite)
         self.engine = _sqlite(self.url) if self.is_sqlite else _postgresql(self.url)
         dbapi = self.engine.dialect.dbapi
-        self._driver_errors: tuple[type[Exception], ...] = (
+        self.driver_errors: tuple[type[Exception], ...] = (
             exc.SQLAlchemyError,
             dbapi.Error,  # type: ignore[union-attr]
         )
@@ -152,7 +152,7 @@ class Database:
             try:
                 yield
             finally:
-                with contextlib.suppress(*self._driver_errors):
+                with contextlib.suppress(*self.driver_errors):
                     connection.execute(sa.select(sa.func.pg_advisory_unlock(number)))
 
     @contextlib.contextmanager
@@ -160,7 +160,7 @@ class Database:
         """Turn the driver's errors into ours."""
         try:
             yield
-        except self._driver_errors as error:
+        except self.driver_errors as error:
             raise self._translated(error) from error
 
     def _translated(self, error: Exception) -> StorageError:

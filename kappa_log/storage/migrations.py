@@ -144,7 +144,8 @@ def drop(database: Database) -> bool:
     """Remove all that kappa_log made; other tables of the database stay.
 
     Returns:
-        Whether there was anything. A SQLite file that holds nothing else goes too.
+        Whether there was anything. A SQLite file that holds nothing else goes too,
+        unless another connection has it open.
     """
     if state(database).verdict != "empty":
         downgrade(database, "base")
@@ -155,12 +156,31 @@ def drop(database: Database) -> bool:
             f"DROP TABLE IF EXISTS {database.tables.version_table}"
         )
         left = sa.inspect(connection).get_table_names()
-    if database.path is not None and not left:
-        database.dispose()
+    if database.path is not None and not left and _is_ours_alone(database):
         for ending in ("", "-wal", "-shm"):
             Path(f"{database.path}{ending}").unlink(missing_ok=True)
         for lock in database.path.parent.glob(f"{database.path.name}.*.lock"):
             lock.unlink(missing_ok=True)
+    return True
+
+
+def _is_ours_alone(database: Database) -> bool:
+    """Tell whether nobody else has a SQLite file open, and close our connections.
+
+    Somebody who kept it open would go on in a file without a name, and what that one
+    wrote would be lost in silence. Leaving WAL takes a lock that no other connection,
+    not even an idle one, lets us have.
+    """
+    database.dispose()
+    connection = database.engine.raw_connection()
+    try:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA busy_timeout = 0")
+        cursor.execute("PRAGMA journal_mode = DELETE")
+    except database.driver_errors:
+        return False
+    finally:
+        connection.invalidate()
     return True
 
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(300 * max(1, SCALE))
 @pytest.fixture
 def world(worlds: Worlds) -> Iterator[World]:
     """Give a world with some records in its topic."""
-    with worlds.new(PARTITIONS) as found:
+    with worlds.new(PARTITIONS, batch_size=10) as found:
         found.produce(made_records(random.Random(1), PARTITIONS, 200))
         yield found
 
@@ -64,25 +64,26 @@ def test_a_restored_backup_catches_up_though_kafka_believes_all_was_read(
 ) -> None:
     """The offsets that count are in the backup itself, so nothing is passed over."""
     url = world.app.database.label
+    late = 0
     for seed in range(TRIALS):
         chance = random.Random(seed)
-        world.produce(made_records(chance, PARTITIONS, 150, 1000 * seed + 1000))
+        world.produce(made_records(chance, PARTITIONS, 400, 1000 * seed + 1000))
         worker = world.start(until_end=True)
-        time.sleep(chance.uniform(0.1, 0.4))
+        time.sleep(chance.uniform(0.1, 0.6))
         with worlds.databases.fresh() as backup:
             # The worker is in the midst of it; on PostgreSQL it is thrown out.
             worlds.databases.copy(url, backup)
             worker.kill()
             world.finish()
-            offsets = world.offsets()
-            assert group_offsets(world) == offsets
-
+            believed = group_offsets(world)
             world.app.close()
             worlds.databases.copy(backup, url)
 
-        behind = world.offsets()
+        restored = world.offsets()
+        late += any(believed[lane] > restored.get(lane, 0) for lane in believed)
         world.finish()
-        assert world.faults() == [], f"seed {seed}, backup at {behind} of {offsets}"
+        assert world.faults() == [], f"seed {seed}, backup at {restored}"
+    assert late
 
 
 def test_a_consumer_that_believes_kafka_is_found_out(
@@ -174,7 +175,7 @@ def test_what_retention_deletes_before_a_running_consumer_stops_it(
     worker.hear("assigned")
     worker.signal(signal.SIGSTOP)
     # A request that is under way is answered before there is anything to answer.
-    time.sleep(0.3)
+    time.sleep(1)
     lost = lose(world)
     before = contents(world)
     worker.signal(signal.SIGCONT)

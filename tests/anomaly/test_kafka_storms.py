@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ def producing(world: World, chance: random.Random) -> Iterator[None]:
 
 
 class Storm:
-    """Members of a group, of whom one comes or goes every now and then."""
+    """Members of a group, of whom one comes, goes or sleeps every now and then."""
 
     def __init__(
         self, world: World, chance: random.Random, *, are_static: bool
@@ -63,6 +64,7 @@ class Storm:
         self._chance = chance
         self._are_static = are_static
         self._slots: list[Worker | None] = [None] * SLOTS
+        self._asleep: set[int] = set()
         self._leaving: list[Worker | None] = [None] * SLOTS
         self.starts = 0
         self.results: list[dict[str, Any]] = []
@@ -79,21 +81,29 @@ class Storm:
         for slot, worker in enumerate(self._slots):
             if worker is not None:
                 worker.stop()
+                worker.wake()
                 self._leave(slot, worker)
         for slot in range(SLOTS):
             self._leave(slot, None)
 
     def _change(self, slot: int) -> None:
-        worker = self._slots[slot]
+        """Let a member come, or let it go, be killed or sleep until it is its turn."""
+        worker, luck = self._slots[slot], self._chance.random()
         if worker is None:
             self._start(slot)
-        elif self._chance.random() < 0.5:
-            worker.kill()
-            self._slots[slot] = None
+        elif slot in self._asleep:
+            worker.wake()
+            self._asleep.discard(slot)
+        elif luck < 0.2:
+            worker.signal(signal.SIGSTOP)
+            self._asleep.add(slot)
         else:
-            worker.stop()
-            self._leave(slot, worker)
             self._slots[slot] = None
+            if luck < 0.6:
+                worker.kill()
+            else:
+                worker.stop()
+                self._leave(slot, worker)
 
     def _start(self, slot: int) -> None:
         if self._are_static:
@@ -126,7 +136,7 @@ class Storm:
 def test_a_storm_of_rebalances_loses_and_doubles_nothing(
     worlds: Worlds, kafka: Settings, are_static: bool
 ) -> None:
-    """Members join, leave and are killed all the time, and each record is read once."""
+    """Members come, go, sleep and are killed all the time; each record is read once."""
     chance = random.Random(f"{kafka} {are_static}")
     with worlds.new(PARTITIONS, kafka=kafka, batch_size=40) as world:
         with world.following() as reader:

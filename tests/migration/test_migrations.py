@@ -225,6 +225,25 @@ def test_dropping_leaves_other_tables(database_url: str, tmp_path: Path) -> None
         assert not (tmp_path / "log.db").exists()
 
 
+def test_a_file_that_somebody_has_open_is_emptied_and_stays(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    """Unlinked, it would take in what that process writes next, and be gone with it."""
+    with used(sqlite_url, tmp_path) as app, open_log(sqlite_url, tmp_path) as other:
+        assert other.head().position == 2
+
+        app.reset_database()
+
+        other.ingest(tmp_path / "things.jsonl", topic="things")
+        assert app.head().position == 2
+        app.drop_database()
+        assert tables(other) == []
+        other.close()
+        app.create_database()
+        app.drop_database()
+        assert not (tmp_path / "log.db").exists()
+
+
 def test_dropping_after_going_down_leaves_nothing(
     database_url: str, tmp_path: Path
 ) -> None:

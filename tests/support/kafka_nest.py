@@ -113,9 +113,10 @@ class Worker:
         return self._result
 
     def was_killed(self) -> bool:
-        """Wait for its end; tell whether that was SIGKILL."""
+        """Wait for its end; tell whether that was a kill, by a signal or a timer."""
         self._wait()
-        assert self._result or self._code == -signal.SIGKILL, f"code {self._code}"
+        kills = (-signal.SIGKILL, -signal.SIGALRM)
+        assert self._result or self._code in kills, f"code {self._code}"
         return self._result is None
 
     def has_ended(self) -> bool:
