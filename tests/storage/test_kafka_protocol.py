@@ -237,7 +237,8 @@ def test_an_error_that_does_not_pass_ends_it(
 )
 def test_a_static_member_that_is_fenced_ends(world: World, api: Api) -> None:
     """Another process has its name; in a process of its own, since the client of one
-    that was fenced cannot be closed."""
+    that was fenced cannot be closed.
+    """
     world.shop.configure(kafka=KAFKA | {"group.instance.id": "one"})
     world.shop.app.create_database()
     world.produce()
