@@ -21,7 +21,7 @@ import msgspec
 
 from kappa_log import discovery, duplicates, ingest, project, verify
 from kappa_log.columns import Unsettled
-from kappa_log.config import Config, ListenerConfig, load_config
+from kappa_log.config import Config, ListenerConfig, OnError, load_config
 from kappa_log.cursor import spans
 from kappa_log.doctor import Check, examine
 from kappa_log.errors import KappaLogError, NotFound, UsageError
@@ -40,6 +40,7 @@ from kappa_log.listeners import (
     section_for,
     sections_named,
 )
+from kappa_log.parked import ParkedRetrier, ParkedRetry, with_waiting
 from kappa_log.plan import Context, ReplayPlan, ReplayRequest
 from kappa_log.project import OnProgress, ProjectReport
 from kappa_log.records import Lane
@@ -64,11 +65,13 @@ from kappa_log.storage import (
     tokens,
 )
 from kappa_log.storage import failures as stored_failures
+from kappa_log.storage import parked as stored_parked
 from kappa_log.storage.builds import Build
 from kappa_log.storage.database import Database
 from kappa_log.storage.diff import Diff
 from kappa_log.storage.failures import FailureFilter, FailureGroup
 from kappa_log.storage.pages import Chosen, Page
+from kappa_log.storage.parked import ParkedKey
 from kappa_log.storage.replays import ReplayRow
 from kappa_log.storage.rows import plain_rows
 from kappa_log.storage.tokens import Token
@@ -91,6 +94,8 @@ class Explained(msgspec.Struct, frozen=True):
 
     event: Event
     state: dict[str, Any] | None
+    error: str | None = None
+    """Why the key is parked at this event: the state is that before it."""
 
 
 class KappaLog:
@@ -301,7 +306,8 @@ class KappaLog:
     ) -> list[ConsumeReport]:
         """Consume topics and keep live builds at the head, until told to stop.
 
-        A projection that fails is left where it is, and told; all else goes on.
+        A projection that fails is left where it is, and told, as keys are that it
+        parks; all else goes on.
         Options as `consume`.
         """
         ending = stop or threading.Event()
@@ -360,7 +366,7 @@ class KappaLog:
             return str(error)
         except Exception as error:  # noqa: BLE001 - the others' folding goes on
             return f"projection '{name}': unexpected {type(error).__name__}: {error}"
-        return report.waiting
+        return report.notice
 
     def rewind(
         self,
@@ -751,24 +757,36 @@ class KappaLog:
         )
 
     def project(
-        self, names: Sequence[str] = (), *, on_progress: OnProgress | None = None
+        self,
+        names: Sequence[str] = (),
+        *,
+        on_progress: OnProgress | None = None,
+        on_error: OnError | None = None,
     ) -> list[ProjectReport]:
         """Bring live builds up to the head; make those that are missing.
 
         Args:
             names: Which projections; all registered ones if empty.
             on_progress: Called as folding goes on.
+            on_error: ``park``: the key of a fold that raises waits, all others go on;
+                ``stop``: the projection stops before that event. The configuration's
+                if None.
 
         Raises:
             ProjectionNotFound: No such projection; nothing was folded.
-            ProjectionError: A fold failed; all before that event is written.
+            ProjectionError: A fold failed, and stops; all before that event is written.
         """
         self._require()
         for name in names:
             self.projection(name)
         return [
             project.project(
-                self.database, self.registry, name, self._clock, on_progress
+                self.database,
+                self.registry,
+                name,
+                self._clock,
+                on_progress,
+                on_error or self.config.projections.on_error,
             )
             for name in names or self.registry.names
         ]
@@ -779,10 +797,11 @@ class KappaLog:
         *,
         stop: threading.Event,
         on_report: Callable[[ProjectReport], None] | None = None,
+        on_error: OnError | None = None,
     ) -> None:
         """Keep live builds at the head until told to stop."""
         while not stop.is_set():
-            for report in self.project(names):
+            for report in self.project(names, on_error=on_error):
                 if on_report is not None:
                     on_report(report)
             stop.wait(POLL_SECONDS)
@@ -810,7 +829,8 @@ class KappaLog:
             on_progress: Called as folding goes on.
             request: since, from_position or from_offset (a start: only keys touched
                 from there on are folded again); by (recorded or event-time); until;
-                promote (default True); max_changed; reason. See `ReplayRequest`.
+                promote (default True); max_changed; on_error (stop, the default, or
+                park); reason. See `ReplayRequest`.
 
         Raises:
             UsageError: The request contradicts itself, or needs a full replay.
@@ -933,21 +953,33 @@ class KappaLog:
     def explain(self, name: str, key: str) -> Iterator[Explained]:
         """Yield each event of a row with the state after it, up to the live cursor.
 
+        A parked key ends with the event that it is parked at, and the error.
+
         Raises:
             ProjectionNotFound: The projection's code is not registered.
             ProjectionError: The fold fails on one of the events.
         """
         self._require()
         fold = self.registry.latest(name)
+        stop: ParkedKey | None = None
         with self.database.read() as connection:
             build = builds.in_role(connection, self.database, name, "live")
-            head = log.head(connection, self.database).position
-        if build is not None:
-            fold = self.registry.made_by(name, build.fingerprints) or fold
-        wanted = _parsed(fold, key)
-        end = build.cursor if build else head
+            end = log.head(connection, self.database).position
+            if build is not None:
+                fold = self.registry.made_by(name, build.fingerprints) or fold
+                end = build.cursor
+            wanted = _parsed(fold, key)
+            if build is not None:
+                found = stored_parked.listed(
+                    connection, self.database, build, key=wanted
+                )
+                stop = found[0][1] if found else None
         state: Any = None
-        for event in self._events_of(fold, wanted, end):
+        for event in self._events_of(fold, wanted, stop.position if stop else end):
+            if stop is not None and event.position == stop.position:
+                error = f"{stop.error_class}: {stop.error_message}"
+                yield Explained(event, fold.state_shape.fields(state), error)
+                return
             state = fold.step(wanted, state, event)
             yield Explained(event, fold.state_shape.fields(state))
 
@@ -956,6 +988,69 @@ class KappaLog:
         for after, until in spans(0, end, project.PAGE_EVENTS):
             for _, event in fold.keyed(reader.page(after, until), {key})[0]:
                 yield event
+
+    def parked(
+        self,
+        name: str,
+        *,
+        build: int | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[ParkedKey]:
+        """Return the keys of a projection that are parked, in log order.
+
+        Args:
+            name: The projection.
+            build: Number of a build; the live one if None.
+            limit: Most to return.
+            offset: How many to pass over.
+
+        Raises:
+            NotFound: No such build.
+        """
+        self._require()
+        with self.database.read() as connection:
+            found = self._build(connection, name, build)
+            keys = stored_parked.listed(
+                connection, self.database, found, limit=limit, offset=offset
+            )
+        fold = None
+        if name in self.registry.names:
+            made_by = self.registry.made_by(name, found.fingerprints)
+            fold = made_by or self.registry.latest(name)
+        return with_waiting(self.database, fold, found, keys)
+
+    def retry_parked(
+        self,
+        name: str,
+        keys: Sequence[str] | None = None,
+        *,
+        dry_run: bool = False,
+        who: str | None = None,
+        reason: str | None = None,
+    ) -> ParkedRetry:
+        """Fold parked keys of the live build on, from where they are parked.
+
+        A key whose fold raises again stays parked, at that event. The registered code
+        must be that of the build, or have been declared `compatible`.
+
+        Args:
+            name: The projection.
+            keys: Keys as text, parts of a tuple joined by ``/``; all if None.
+            dry_run: Tell what would come of it, and write nothing.
+            who: Whom the audit trail names; the user of the machine if None.
+            reason: Why, for the audit trail.
+
+        Raises:
+            NotFound: There is no live build, or a key is not parked.
+            StaleCode: The registered code is not that of the build.
+            ProjectionError: A payload or key cannot be made; nothing was changed.
+            LostRace: Somebody else retried them first.
+        """
+        self._require()
+        act = replays.Audit(who=who or _user(), action="", subject="", reason=reason)
+        retrier = ParkedRetrier(self.database, self.registry, self._clock, act)
+        return retrier.retry(name, keys, dry_run=dry_run)
 
     def diff(self, name: str, old: int | None = None, new: int | None = None) -> Diff:
         """Compare two builds of a projection at one position.

@@ -147,11 +147,17 @@ class ListenerConfig(_Section):
         return self.topic == topic
 
 
+OnError = Literal["park", "stop"]
+"""What a fold that raises does: it parks its key, or stops its projection."""
+
+
 class ProjectionsConfig(_Section):
-    """Where projections are declared."""
+    """Where projections are declared, and what becomes of a fold that raises."""
 
     modules: list[str] = []
     """Packages, modules or folders; in the latter every module is imported."""
+    on_error: OnError = "park"
+    """Of live folding; a replay stops unless it is told otherwise."""
 
 
 class IngestConfig(_Section):

@@ -7,8 +7,6 @@ failure; or they end their portion, to be tried again in their place.
 
 from __future__ import annotations
 
-import json
-import traceback
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from kappa_log import chain
+from kappa_log import backtrace, chain
 from kappa_log.codec import Decoded, decode
 from kappa_log.effects import Effects
 from kappa_log.errors import DecodeError, SourceDiverged, StorageError, message_of
@@ -42,9 +40,6 @@ from kappa_log.records import (
 from kappa_log.storage import failures, log
 from kappa_log.storage.database import Database
 from kappa_log.storage.ledger import Assignment, Counts
-
-BACKTRACE_BYTES = 64 * 1024
-"""Most of a backtrace that is kept."""
 
 MAX_PARKED = 10_000
 """Most records that wait behind one failure; the next one waits in its topic."""
@@ -613,7 +608,6 @@ def _failed(
         message_id: Its identity, if it has one.
         payload: What `consume` received; None if it received nothing.
     """
-    lines = traceback.format_exception(error)
     return Failed(
         record,
         error,
@@ -622,12 +616,7 @@ def _failed(
         received(portion, record),
         _what_can_be_told(portion.listener.handler, payload),
         park_id(portion, record),
-        (
-            type(error).__name__,
-            _storable(message_of(error)),
-            json.dumps([_storable(line) for line in _capped(lines)]),
-            fingerprint_of(error),
-        ),
+        backtrace.kept(error),
         portion.tries_of(record) + 1,
     )
 
@@ -656,16 +645,6 @@ def park_id(portion: Portion, record: Record) -> bytes | None:
     return blake2b(where, digest_size=16).digest()
 
 
-def fingerprint_of(error: BaseException) -> str:
-    """Return what groups failures: the error's class and the place it was raised."""
-    place = ""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        code = frame.f_code
-        place = f"{code.co_filename.rpartition('/')[2]}:{code.co_name}"
-    text = f"{type(error).__module__}.{type(error).__qualname__}:{place}"
-    return blake2b(text.encode(), digest_size=8).hexdigest()
-
-
 def _what_can_be_told(handler: Handler, payload: Any) -> Ack:
     """Return what the handler's extractors say; an error in one says nothing."""
     said: dict[str, Any] = {}
@@ -679,21 +658,3 @@ def _what_can_be_told(handler: Handler, payload: Any) -> Ack:
             continue
         said[hook] = value
     return ack(**({"entity_id": None, "event_time": None} | said))
-
-
-def _capped(lines: list[str]) -> list[str]:
-    kept: list[str] = []
-    size = 0
-    for line in "".join(lines).splitlines():
-        size += len(line)
-        if size > BACKTRACE_BYTES:
-            kept.append("… cut")
-            break
-        kept.append(line)
-    return kept
-
-
-def _storable(text: str) -> str:
-    """Return a text that both databases take: no NUL, no lone surrogates."""
-    shown = text.replace("\0", "\\x00")[:BACKTRACE_BYTES]
-    return shown.encode(errors="backslashreplace").decode()

@@ -29,12 +29,15 @@ from typing import Any
 import msgspec
 from typing_extensions import override
 
+from kappa_log import backtrace
+from kappa_log.backtrace import KeptError
 from kappa_log.codec import MAX_DEPTH
 from kappa_log.columns import Unsettled
 from kappa_log.errors import (
     ProjectionError,
     ProjectionNotFound,
     RegistrationError,
+    StorageError,
     message_of,
 )
 from kappa_log.events import Event, EventPage, Position
@@ -339,14 +342,27 @@ class Registry:
         return None
 
 
+class Parked(msgspec.Struct, frozen=True):
+    """Where a key stopped, and why."""
+
+    position: Position
+    """Of its first event that is not folded."""
+    error: KeptError
+
+
 class Folding:
     """States of one build in memory, and which of them changed since they were stored.
+
+    A key that is parked keeps the state that it had before the event it is parked at:
+    of its events only those below that position are folded.
 
     Args:
         fold: The projection.
         load: Keys → stored states, for keys that memory lacks. None says that
             memory is complete: a key it lacks has no row.
         only: Keys to fold; None folds all.
+        most_parked: How many keys may be parked in all, for a fold that raises to
+            park its key; 0 lets it stop the folding.
     """
 
     def __init__(
@@ -354,22 +370,31 @@ class Folding:
         fold: Projection,
         load: Callable[[Collection[Any]], dict[Any, Any]] | None = None,
         only: Collection[Any] | None = None,
+        most_parked: int = 0,
     ) -> None:
         self.projection = fold
         self.states: dict[Any, Any] = {}
         self.touched: dict[Any, Position] = {}
         """Key → last position folded into it since the last `drain`."""
+        self.parked: dict[Any, Position] = {}
+        """Key → position of its first event that is not folded."""
+        self.new_parked: dict[Any, Parked] = {}
+        """Those that were parked since the last `drain`."""
         self.events = 0
         self.unkeyed = 0
         self._load = load
         self._only = only
+        self._most_parked = most_parked
+        is_safe = not most_parked or fold.state_shape.is_immutable
+        self._fold = self._fold_all if is_safe else self._fold_with_care
 
     def apply(self, page: EventPage) -> None:
         """Fold a page of matching events.
 
         Raises:
-            ProjectionError: The fold failed on one of them. States in memory are
-                void then: forget this object, start again from stored rows.
+            ProjectionError: The fold failed on one of them, and keys may not be
+                parked, or no key is known. States in memory are void then: forget
+                this object, start again from stored rows.
         """
         pairs, unkeyed = self.projection.keyed(page, self._only)
         self.events += (
@@ -379,6 +404,8 @@ class Folding:
         )
         self.unkeyed += unkeyed
         states = self.states
+        if self.parked:
+            pairs = list(filter(self._is_due, pairs))
         if self._load is not None:
             missing = {key for key, _ in pairs if key not in states}
             if missing:
@@ -387,6 +414,21 @@ class Folding:
 
     def fold(self, pairs: Iterable[tuple[Any, Event]]) -> None:
         """Fold (key, event) pairs whose states are in memory; errors as `apply`."""
+        rest = iter(pairs)
+        is_filtered = False
+        while True:
+            try:
+                self._fold(rest)
+            except ProjectionError as error:
+                self._park(error)
+            else:
+                return
+            if not is_filtered:
+                # Lazily: it sees the keys that are parked further on, too.
+                rest = filter(self._is_due, rest)
+                is_filtered = True
+
+    def _fold_all(self, pairs: Iterable[tuple[Any, Event]]) -> None:
         states, touched = self.states, self.touched
         get = states.get
         reduce, settle = self.projection.reducer, self.projection.state_shape.settle
@@ -401,9 +443,29 @@ class Folding:
                 touched[key] = event.position
         except Unsettled as error:
             raise self._failed(event, key, f"its new state {error}") from error
+        except StorageError:
+            # A column of the event that loads when it is first used did not: that is
+            # not what the fold makes of it.
+            raise
         except (Exception, SystemExit) as error:
             reason = f"the fold raised {describe(error)}"
             raise self._failed(event, key, reason) from error
+
+    def _fold_with_care(self, pairs: Iterable[tuple[Any, Event]]) -> None:
+        """Fold so that a key whose fold fails has the state from before the event.
+
+        A fold may change a state in its place and then raise.
+        """
+        shape, states = self.projection.state_shape, self.states
+        for key, event in pairs:
+            state = states.get(key)
+            before = None if state is None else shape.values(state)
+            try:
+                self._fold_all([(key, event)])
+            except ProjectionError:
+                if before is not None:
+                    states[key] = shape.build(before)
+                raise
 
     def drain(self) -> dict[Any, tuple[Any, Position]]:
         """Return key → (state or None, position) of what changed, and forget it did."""
@@ -412,10 +474,61 @@ class Folding:
             key: (states[key], position) for key, position in self.touched.items()
         }
         self.touched.clear()
+        self.new_parked.clear()
         return changed
+
+    def _is_due(self, pair: tuple[Any, Event]) -> bool:
+        """Tell whether an event's key is not parked, or only later on."""
+        position = self.parked.get(pair[0])
+        return position is None or pair[1].position < position
+
+    def _park(self, error: ProjectionError) -> None:
+        """Park the key of a fold that failed, or raise its error."""
+        if not self._most_parked:
+            raise error
+        if len(self.parked) >= self._most_parked:
+            reason = (
+                f"{error.reason}; and {len(self.parked):,} keys are parked already, "
+                "the most there may be: the fold itself seems to be wrong"
+            )
+            raise ProjectionError(
+                error.projection, error.position, reason, key=error.key
+            ) from error.__cause__
+        self.parked[error.key] = error.position
+        self.new_parked[error.key] = Parked(error.position, _kept(error))
 
     def _failed(self, event: Event, key: Any, reason: str) -> ProjectionError:
         return ProjectionError(self.projection.name, event.position, reason, key=key)
+
+
+PARKED_BACKTRACE_BYTES = 8 * 1024
+"""Most of the backtrace of a parked key: there may be thousands of them."""
+
+
+def _kept(error: ProjectionError) -> KeptError:
+    cause = error.__cause__
+    assert cause is not None
+    _cut_ours(cause)
+    found = backtrace.kept(cause, PARKED_BACKTRACE_BYTES)
+    if isinstance(cause, Unsettled):
+        # Our own class, which means nothing to whoever wrote the fold.
+        return found._replace(
+            error_class=ProjectionError.__name__,
+            error_message=backtrace.storable(error.reason, PARKED_BACKTRACE_BYTES),
+        )
+    return found
+
+
+def _cut_ours(error: BaseException) -> None:
+    """Take from an error what leads from the engine to the fold that raised it."""
+    trace = error.__traceback__
+    if trace is not None and trace.tb_next is not None:
+        error.__traceback__ = trace.tb_next
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen.__context__, ProjectionError):
+            seen.__context__ = None
+        seen = seen.__context__
 
 
 class _Payloads:

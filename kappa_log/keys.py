@@ -88,6 +88,10 @@ class KeyShape:
         parsed = [_parse(p, t) for p, t in zip(parts, self.types, strict=True)]
         return self.check(parsed[0] if self.is_single else tuple(parsed))
 
+    def text(self, key: Any) -> str:
+        """Return a key as a person types it: what `parse` reads."""
+        return "/".join(map(part_text, self.values(key)))
+
     @staticmethod
     def _check_part(part_column: Column, part: Any) -> None:
         if part.__class__ is not part_column.annotation:
@@ -168,6 +172,19 @@ def _bytes(part: Any) -> bytes:
     if isinstance(part, bytes):
         return part
     return (part if isinstance(part, str) else str(part)).encode()
+
+
+def part_text(part: Any) -> str:
+    """Return a part of a key as a person types it."""
+    match part:
+        case bool():
+            return str(part).lower()
+        case bytes():
+            return part.hex()
+        case date():
+            return part.isoformat()
+        case _:
+            return str(part)
 
 
 def _parse(text: str, kind: type) -> Any:

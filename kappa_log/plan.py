@@ -9,12 +9,13 @@ from typing import Any, Literal
 import msgspec
 import sqlalchemy as sa
 
+from kappa_log.config import OnError
 from kappa_log.cursor import spans
 from kappa_log.errors import UsageError
 from kappa_log.events import ORIGIN, Position
 from kappa_log.fold import Projection, Registry
 from kappa_log.project import PAGE_EVENTS, OnProgress, Runner, check_groups, reader_of
-from kappa_log.storage import builds, log
+from kappa_log.storage import builds, log, parked
 from kappa_log.storage.builds import Build
 from kappa_log.storage.database import Database
 
@@ -33,6 +34,8 @@ class ReplayRequest(msgspec.Struct, frozen=True, kw_only=True):
     promote: bool = True
     max_changed: str | None = None
     """``100`` rows or ``5%`` of the live rows."""
+    on_error: OnError = "stop"
+    """Whether a fold that raises parks its key in the build, or stops the replay."""
     reason: str | None = None
 
     @property
@@ -56,7 +59,7 @@ class ReplayPlan(msgspec.Struct, frozen=True, kw_only=True):
     events: int
     """Events to fold: of all keys, or of those touched."""
     keys: int | None
-    """Keys touched by a replay with a start."""
+    """Keys touched by a replay with a start; those parked in the live build count."""
     live_build: int | None
     live_cursor: Position | None
     nothing: bool = False
@@ -77,9 +80,11 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     """Called with a replay's id once it can be resumed."""
     on_progress: OnProgress | None = None
 
-    def runner(self, build: Build, fold: Projection) -> Runner:
+    def runner(
+        self, build: Build, fold: Projection, on_error: OnError = "stop"
+    ) -> Runner:
         """Return a runner that folds a build on from its cursor."""
-        return Runner(self.database, build, fold, self.clock)
+        return Runner(self.database, build, fold, self.clock, on_error=on_error)
 
     def head(self) -> int:
         """Return the position of the head."""
@@ -97,7 +102,7 @@ class Planner:
     def plan(
         self, name: str, request: ReplayRequest
     ) -> tuple[ReplayPlan, set[Any] | None]:
-        """Return the plan, and with a start the keys that it touches.
+        """Return the plan, and with a start the keys that events since then touch.
 
         Raises:
             ProjectionNotFound: No such projection is registered.
@@ -189,11 +194,16 @@ class Planner:
                 **common,
             ), set()
         touched, since_events = self.touched(fold, start, head)
-        events = self._count(fold, live.cursor, touched)
+        with self._database.read() as connection:
+            stopped = parked.positions(connection, self._database, live).keys()
+        refolded = touched.union(stopped)
+        more = len(refolded) - len(touched)
+        events = self._count(fold, live.cursor, refolded)
+        also = f", and {_many(more, 'parked key')}" if more else ""
         description = (
             f"{said} = position {start:,}: {_many(since_events, 'event')} since touch "
-            f"{_many(len(touched), 'key')}, whose {_many(events, 'event')} are folded "
-            "again"
+            f"{_many(len(touched), 'key')}{also}, whose "
+            f"{_many(events, 'event')} are folded again"
         )
         return ReplayPlan(
             kind="since",
@@ -201,7 +211,7 @@ class Planner:
             from_position=start,
             head=head,
             events=events,
-            keys=len(touched),
+            keys=len(refolded),
             **common,
         ), touched
 

@@ -4,6 +4,14 @@
 into states in memory and writes what changed from time to time. A crash costs what
 was folded since the last write, and never a lost or doubled event: the cursor moves
 with the rows, by compare-and-set.
+
+A fold that raises parks its key, or stops the runner before that event. A parked key's
+row is the fold of its events below its park position, whatever the size of pages and
+writes; its later events stay in the log, and all other keys go on. Rows, cursor and
+parked keys are written together. Who retries a parked key changes its row beside the
+runners and so begins a new epoch of the build: a runner of the old one finds that when
+it moves the cursor, and drops what it remembers. An error for which no key is known (in
+a key function, an upcaster, a payload) always stops.
 """
 
 from __future__ import annotations
@@ -17,6 +25,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from kappa_log.config import OnError
 from kappa_log.cursor import spans
 from kappa_log.errors import (
     CursorConflict,
@@ -28,7 +37,7 @@ from kappa_log.errors import (
 )
 from kappa_log.events import ORIGIN, Position
 from kappa_log.fold import Folding, Projection, Registry
-from kappa_log.storage import builds, log
+from kappa_log.storage import builds, log, parked
 from kappa_log.storage.builds import Build
 from kappa_log.storage.database import ConstraintViolated, Database
 from kappa_log.storage.rows import RowStore
@@ -49,6 +58,13 @@ FLUSH_SECONDS = 5.0
 
 MAX_STATES = 500_000
 """States that live folding keeps in memory between writes; replay keeps all."""
+
+MAX_PARKED_KEYS = 10_000
+"""Keys of a build that may be parked. A fold that fails for more of them is wrong for
+all, and its projection stops."""
+
+MAX_NEW_PARKED = 1_000
+"""Keys parked since the last write: their errors are in memory until the next one."""
 
 
 class FoldProgress(msgspec.Struct, frozen=True):
@@ -76,8 +92,24 @@ class ProjectReport(msgspec.Struct, frozen=True):
     to_position: Position
     rows_changed: int
     seconds: float
+    parked: int = 0
+    """Keys that are parked now."""
+    newly_parked: int = 0
+    """Those of them that this run parked."""
     waiting: str | None = None
     """Why the build waits at its cursor; None if it does not."""
+
+    @property
+    def notice(self) -> str | None:
+        """What people should know who did not ask; None if there is nothing."""
+        if not self.newly_parked:
+            return self.waiting
+        keys = "1 key" if self.newly_parked == 1 else f"{self.newly_parked:,} keys"
+        return (
+            f"projection '{self.projection}': the fold failed for {keys} more, which "
+            f"wait up to position {self.to_position:,}; all others go on. See: "
+            f"kappa-log projections parked {self.projection}"
+        )
 
 
 class Filling(msgspec.Struct, frozen=True):
@@ -102,6 +134,7 @@ class Runner:
         projection: Its code.
         clock: For updated_at alone; rows never depend on it.
         filling: For the filling of a replay's build; None folds a complete one on.
+        on_error: Whether a fold that raises parks its key, or stops.
     """
 
     def __init__(
@@ -111,6 +144,7 @@ class Runner:
         projection: Projection,
         clock: Clock,
         filling: Filling | None = None,
+        on_error: OnError = "stop",
     ) -> None:
         self._database = database
         self._build = build
@@ -118,6 +152,8 @@ class Runner:
         self._clock = clock
         self._is_filling = filling is not None
         self._only = None if filling is None else filling.only
+        self._parks = on_error == "park"
+        self._is_careful = projection.state_shape.is_immutable
         self._store = RowStore(database, build, projection)
         self._reader = reader_of(database, projection, self._only)
         start = None if filling is None else filling.start
@@ -127,6 +163,7 @@ class Runner:
         """Matching events folded and written."""
         self.unkeyed = 0
         self.rows_changed = 0
+        self.newly_parked = 0
         self.seconds = 0.0
         """From the first read to the last row written."""
         self._counted = (0, 0)
@@ -143,14 +180,15 @@ class Runner:
         """Fold up to a position, inclusive, and write.
 
         Raises:
-            ProjectionError: The fold failed on an event; all before it is written.
+            ProjectionError: The fold failed on an event, and its key may not be parked
+                or is not known; all before it is written.
             CursorConflict: Another runner moved the build; memory is dropped.
         """
         started = time.perf_counter()
         thresholds = gc.get_threshold()
         gc.set_threshold(*GC_THRESHOLDS)
         try:
-            self._run(upto, phase, on_progress)
+            self._run_carefully(upto, phase, on_progress)
         except ProjectionError as error:
             # Keys and payloads of a page are made before any of it is folded, so a
             # fold may fail on an event before this one: then that is the first error.
@@ -172,7 +210,7 @@ class Runner:
             # are good: from them to the event before the failure is a clean run.
             self._forget()
             try:
-                self._run(first.position - 1, phase, on_progress)
+                self._run_carefully(first.position - 1, phase, on_progress)
             except ProjectionError as error:
                 earlier = error
             else:
@@ -186,17 +224,42 @@ class Runner:
         For the few events that are left when a build is promoted. If the
         transaction fails this runner must not be used again.
         """
+        if self._parks and not self._is_careful:
+            self._is_careful = True
+            self._forget()
+        self._read_parked(connection)
         for after, until in spans(self.cursor, upto, PAGE_EVENTS):
             self._folding.apply(self._reader.page(after, until, connection))
         self._write(connection, upto)
 
+    def _run_carefully(
+        self, upto: Position, phase: str, on_progress: OnProgress | None
+    ) -> None:
+        """As `_run`; if a fold fails whose states it may have spoiled, once more.
+
+        A fold can change a state in its place and then raise. To keep what each state
+        was before each event costs much more than folding does, so that is done only
+        once a fold has failed; states that cannot be changed never need it.
+        """
+        try:
+            self._run(upto, phase, on_progress)
+        except ProjectionError as error:
+            if error.key is None or not self._parks or self._is_careful:
+                raise
+        else:
+            return
+        self._is_careful = True
+        self._forget()
+        self._run(upto, phase, on_progress)
+
     def _run(self, upto: Position, phase: str, on_progress: OnProgress | None) -> None:
+        if self.cursor < upto:
+            self._read_parked()
         written = time.monotonic()
         for after, until in spans(self.cursor, upto, PAGE_EVENTS):
             self._folding.apply(self._reader.page(after, until))
             is_due = time.monotonic() - written >= FLUSH_SECONDS
-            is_large = not self._is_filling and len(self._folding.states) > MAX_STATES
-            if is_due or is_large or until == upto:
+            if is_due or self._is_large or until == upto:
                 with self._database.write() as connection:
                     self._write(connection, until)
                 self._remember(until)
@@ -211,6 +274,13 @@ class Runner:
                         phase,
                     )
                 )
+
+    @property
+    def _is_large(self) -> bool:
+        """Whether too much is in memory for waiting any longer."""
+        folding = self._folding
+        has_states = not self._is_filling and len(folding.states) > MAX_STATES
+        return has_states or len(folding.new_parked) > MAX_NEW_PARKED
 
     def _write(self, connection: sa.Connection, until: Position) -> None:
         check_groups(connection, self._database, self._projection)
@@ -230,6 +300,9 @@ class Runner:
                 ),
                 self._clock(),
             )
+        new = self._folding.new_parked
+        parked.park(connection, self._database, self._build, new, self._clock())
+        self.newly_parked += len(new)
         changed = self._folding.drain()
         self._store.save(connection, changed, is_empty=self._is_empty)
         self.rows_changed += len(changed)
@@ -248,9 +321,12 @@ class Runner:
         """Drop what is in memory; stored rows are read again as they are needed."""
         self._is_empty = self.cursor == ORIGIN and self._only is None
         self._counted = (0, 0)
+        self._has_parked = False
         is_fresh = self.cursor == ORIGIN
+        # Without care the first failure ends this folding, and the next has it.
+        most = MAX_PARKED_KEYS if self._parks and self._is_careful else 0
         if self._is_filling or is_fresh:
-            self._folding = Folding(self._projection, only=self._only)
+            self._folding = Folding(self._projection, only=self._only, most_parked=most)
             if not is_fresh:
                 with self._database.read() as connection:
                     self._folding.states = (
@@ -259,7 +335,18 @@ class Runner:
                         else self._store.load(connection, self._only)
                     )
         else:
-            self._folding = Folding(self._projection, self._load, self._only)
+            self._folding = Folding(self._projection, self._load, self._only, most)
+
+    def _read_parked(self, connection: sa.Connection | None = None) -> None:
+        """Read which keys are parked, once for as long as memory is kept."""
+        if self._has_parked:
+            return
+        if connection is None:
+            with self._database.read() as own:
+                self._read_parked(own)
+            return
+        self._folding.parked = parked.positions(connection, self._database, self._build)
+        self._has_parked = True
 
     def _load(self, keys: Collection[Any]) -> dict[Any, Any]:
         with self._database.read() as connection:
@@ -272,26 +359,32 @@ def project(
     name: str,
     clock: Clock,
     on_progress: OnProgress | None = None,
+    on_error: OnError = "park",
 ) -> ProjectReport:
     """Bring a projection's live build up to the head, making it if there is none.
 
     Raises:
         ProjectionNotFound: No such projection is registered and none has a build.
-        ProjectionError: The fold failed; all before that event is written.
+        ProjectionError: The fold failed and may not park the key, or no key is known;
+            all before that event is written.
     """
+    newly_parked = 0
     while True:
         build = live_build(database, registry, name, clock)
         fold = registry.made_by(name, build.fingerprints)
-        if fold is None:
-            return _waiting(build, stale(registry, build))
-        runner = Runner(database, build, fold, clock)
         with database.read() as connection:
+            waiting = parked.count(connection, database, build)
+            if fold is None:
+                return _waiting(build, waiting, stale(registry, build, waiting))
             check_groups(connection, database, fold)
             head = log.head(connection, database).position
+        runner = Runner(database, build, fold, clock, on_error=on_error)
         try:
             runner.run(head, on_progress=on_progress)
         except CursorConflict:
-            # Somebody else folds this build, or promoted another: look again.
+            # Somebody else folds this build, retried its parked keys, or promoted
+            # another: look again.
+            newly_parked += runner.newly_parked
             continue
         except StorageError:
             if _is_live(database, build):
@@ -310,6 +403,8 @@ def project(
             to_position=runner.cursor,
             rows_changed=runner.rows_changed,
             seconds=runner.seconds,
+            parked=waiting + runner.newly_parked,
+            newly_parked=newly_parked + runner.newly_parked,
         )
 
 
@@ -380,8 +475,14 @@ def check_groups(
             raise RegistrationError(msg)
 
 
-def stale(registry: Registry, build: Build) -> StaleCode:
-    """Return the error that says how a build's code differs from what is registered."""
+def stale(registry: Registry, build: Build, parked_keys: int = 0) -> StaleCode:
+    """Return the error that says how a build's code differs from what is registered.
+
+    Args:
+        registry: What is registered.
+        build: Whose code is not.
+        parked_keys: How many keys of it are parked: the remedy for those, too.
+    """
     known = build.projection in registry.names
     if not known:
         parts: list[str] = []
@@ -401,14 +502,20 @@ def stale(registry: Registry, build: Build) -> StaleCode:
         if can_declare
         else ""
     )
+    keys = (
+        f", and then for its parked keys ({parked_keys:,}): "
+        f"kappa-log projections retry {build.projection} --all"
+        if can_declare and parked_keys
+        else ""
+    )
     msg = (
         f"{build.label} waits at position {build.cursor}: {why}. "
-        f"Run: kappa-log replay {build.projection}{also}"
+        f"Run: kappa-log replay {build.projection}{also}{keys}"
     )
     return StaleCode(build.projection, build.number, parts, msg)
 
 
-def _waiting(build: Build, why: KappaLogError) -> ProjectReport:
+def _waiting(build: Build, parked_keys: int, why: KappaLogError) -> ProjectReport:
     return ProjectReport(
         projection=build.projection,
         build=build.number,
@@ -419,6 +526,7 @@ def _waiting(build: Build, why: KappaLogError) -> ProjectReport:
         to_position=build.cursor,
         rows_changed=0,
         seconds=0.0,
+        parked=parked_keys,
         waiting=str(why),
     )
 

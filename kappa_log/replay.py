@@ -6,6 +6,11 @@ Each step commits what it did with where it is, so a killed replay resumes there
 
 With a start, the law at the head of its beginning: a touched key's row equals a full
 rebuild's, any other row is the live row with its events since; nothing counts twice.
+Keys that are parked in the live build count as touched: the row of such a key lacks
+events, so it cannot be taken over, and folded from its first event it lacks none.
+
+A fold that raises stops the replay, or parks its key in the new build, as in a live one
+(see `project`). A build with parked keys can be looked at, and is not promoted.
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ from kappa_log.plan import (
     allowed_changes,
 )
 from kappa_log.steps import ReplayReport, Steps, nothing_to_do
-from kappa_log.storage import builds, log, replays
+from kappa_log.storage import builds, log, parked, replays
 from kappa_log.storage.builds import Build, Mixed
 from kappa_log.storage.replays import ReplayRow
 from kappa_log.storage.rows import RowStore, copy_rows
@@ -156,7 +161,8 @@ class Replayer:
 
         Raises:
             NotFound: There is no retired build.
-            UsageError: Its code is not registered, and ``behind`` was not said.
+            UsageError: Its code is not registered or it has parked keys, and
+                ``behind`` was not said.
         """
         with self._running(name):
             with self._database.read() as connection:
@@ -182,6 +188,7 @@ class Replayer:
                 fold=fold,
                 action="undo",
                 reason=reason,
+                with_parked=behind,
             ).run()
 
     # --- running ------------------------------------------------------------
@@ -226,7 +233,7 @@ class Replayer:
         fold = self._context.registry.latest(plan.projection)
         now = self._context.clock()
         with self._database.write(snapshot=True) as connection:
-            shadow = self._new_build(connection, fold, plan, touched, now)
+            shadow, stopped = self._new_build(connection, fold, plan, touched, now)
             row = replays.start(
                 connection,
                 self._database,
@@ -236,6 +243,7 @@ class Replayer:
                     phase="refold" if plan.kind == "since" else "fill",
                     request=msgspec.to_builtins(request),
                     plan=msgspec.to_builtins(plan),
+                    progress={"parked": stopped},
                     reason=request.reason,
                 ),
                 now,
@@ -261,16 +269,22 @@ class Replayer:
         plan: ReplayPlan,
         touched: set[Any] | None,
         now: datetime,
-    ) -> Build:
+    ) -> tuple[Build, list[str]]:
+        """Return the new build, and the keys parked in the live one that it refolds.
+
+        Those keys are added to ``touched``, as of the snapshot that rows are taken
+        from; as texts they go with the replay, which may have to be resumed.
+        """
         if touched is None:
             role = "side" if plan.kind == "until" else "shadow"
-            return builds.create(
+            build = builds.create(
                 connection,
                 self._database,
                 fold,
                 builds.NewBuild(role=role, sharded=True),
                 now,
             )
+            return build, []
         live = builds.in_role(connection, self._database, fold.name, "live")
         assert live is not None, (
             "a replay with a start was planned without a live build"
@@ -289,8 +303,10 @@ class Replayer:
             now,
         )
         copy_rows(connection, self._database, live, shadow)
+        stopped = parked.positions(connection, self._database, live)
+        touched.update(stopped)
         RowStore(self._database, shadow, fold).delete(connection, touched)
-        return shadow
+        return shadow, [parked.key_text(shadow, key) for key in stopped]
 
     def _run(self, row: ReplayRow, touched: set[Any] | None) -> ReplayReport:
         """Do what a replay has still to do, step by step."""

@@ -30,6 +30,7 @@ class StateShape:
 
     Attributes:
         type: The state type.
+        is_immutable: A fold cannot change a state in its place.
         columns: Its columns in the order of its fields.
         settle: State → the state that its columns read back, or Unsettled. States
             that are settled already come back as they are, at the cost of a few
@@ -52,6 +53,9 @@ class StateShape:
             self.columns = tuple(column(name, kind) for name, kind in fields)
             _check_names([c.name for c in self.columns])
         self.settle = self._compile()
+        self.is_immutable = _is_frozen(state_type, is_single=self.is_single) and all(
+            c.kind != "json" for c in self.columns
+        )
 
     def values(self, state: Any) -> list[Any]:
         """Return what the table holds for a settled state, column by column."""
@@ -121,6 +125,15 @@ class StateShape:
         exec("\n".join(lines), names)  # noqa: S102 - source is ours, names are fields
         settle: Callable[[Any], Any] = names["settle"]
         return settle
+
+
+def _is_frozen(state_type: Any, *, is_single: bool) -> bool:
+    """Tell whether the fields of a state cannot be set; a bare value has none."""
+    if is_single or issubclass(state_type, tuple):
+        return True
+    if issubclass(state_type, msgspec.Struct):
+        return bool(state_type.__struct_config__.frozen)
+    return bool(state_type.__dataclass_params__.frozen)
 
 
 def _fields(state_type: Any) -> list[tuple[str, Any]] | None:

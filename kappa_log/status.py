@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from kappa_log.cursor import Lag, lag
 from kappa_log.events import Position
 from kappa_log.fold import Registry
-from kappa_log.storage import builds, log
+from kappa_log.storage import builds, log, parked
 from kappa_log.storage.builds import Build, Mixed
 from kappa_log.storage.database import Database
 from kappa_log.storage.rows import count_rows
@@ -35,6 +35,8 @@ class BuildStatus(msgspec.Struct, frozen=True):
     rows: int
     mixed: Mixed | None
     unkeyed: int
+    parked: int
+    """Keys whose fold raised: their later events wait."""
     created_at: datetime
     updated_at: datetime
 
@@ -65,6 +67,7 @@ class CursorStatus(msgspec.Struct, frozen=True):
     build: int
     cursor: Position
     lag: Lag
+    parked: int
     updated_at: datetime
 
 
@@ -84,6 +87,7 @@ def cursor_statuses(
                 log.recorded_after(connection, database, build.cursor),
                 clock(),
             ),
+            parked=parked.count(connection, database, build),
             updated_at=build.updated_at,
         )
         for build in builds.of(connection, database)
@@ -148,6 +152,7 @@ def build_status(
         rows=count_rows(connection, database, build),
         mixed=build.mixed,
         unkeyed=build.unkeyed,
+        parked=parked.count(connection, database, build),
         created_at=build.created_at,
         updated_at=build.updated_at,
     )

@@ -23,7 +23,7 @@ from kappa_log.plan import (
     allowed_changes,
 )
 from kappa_log.project import Filling, Runner
-from kappa_log.storage import builds, diff, replays
+from kappa_log.storage import builds, diff, parked, replays
 from kappa_log.storage.builds import Build
 from kappa_log.storage.diff import Diff
 from kappa_log.storage.replays import ReplayRow
@@ -52,6 +52,8 @@ class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
     removed: int | None
     changed: int | None
     promoted: bool
+    parked: int = 0
+    """Keys of the build that are parked; with any it is not promoted."""
     outcome: str
     """promoted, kept, refused, side or nothing."""
     diff: Diff | None
@@ -77,7 +79,11 @@ class Steps:
         self._touched = touched
         self._plan = msgspec.convert(row.plan, ReplayPlan)
         self._request = msgspec.convert(row.request, ReplayRequest)
-        self._progress: dict[str, Any] = {"events": 0, "seconds": 0.0} | row.progress
+        self._progress: dict[str, Any] = {
+            "events": 0,
+            "seconds": 0.0,
+            "parked": [],
+        } | row.progress
 
     def run(self) -> ReplayReport:
         """Do what is left to do, and return what the replay did."""
@@ -110,13 +116,14 @@ class Steps:
             fold=self._fold,
             action="promote",
             reason=self._request.reason,
+            on_error=self._request.on_error,
             then=lambda connection: self._end(connection, "promoted"),
         )
         try:
             swapper.run()
         except (DatabaseBusy, UsageError):
-            # Readers or users' views are in the way: all but the swap is done, and
-            # what the message names, promote, does that.
+            # Readers, users' views or parked keys are in the way: all but the swap is
+            # done, and the message says how to go on from there.
             self._finish("kept")
             raise
 
@@ -131,9 +138,11 @@ class Steps:
     def _refold(self) -> None:
         """Fold the touched keys' events up to where the live rows were taken."""
         if self._touched is None:
-            self._touched, _ = Planner(self._context).touched(
+            touched, _ = Planner(self._context).touched(
                 self._fold, self._plan.from_position, self._plan.head
             )
+            stopped = parked.keys_of(self._shadow, self._progress["parked"])
+            self._touched = touched.union(stopped)
         with self._database.read() as connection:
             start = builds.shard_cursor(connection, self._database, self._shadow)
         runner = Runner(
@@ -142,6 +151,7 @@ class Steps:
             self._fold,
             self._context.clock,
             Filling(self._touched, start),
+            self._request.on_error,
         )
         self._account(runner, self._shadow.cursor, "refold")
 
@@ -165,7 +175,9 @@ class Steps:
             assert live is not None, "the live build vanished under the replay's lock"
             held = builds.lock_cursor(connection, self._database, live)
             assert held is not None
-            runner = self._context.runner(self._again(connection), self._fold)
+            runner = self._context.runner(
+                self._again(connection), self._fold, self._request.on_error
+            )
             runner.fold_within(connection, held)
             self._diff_within(connection)
         self._reread()
@@ -181,7 +193,8 @@ class Steps:
 
     def _catch_up(self) -> None:
         self._reread()
-        runner = catch_up(self._context, self._shadow, self._fold, "catch-up")
+        on_error = self._request.on_error
+        runner = catch_up(self._context, self._shadow, self._fold, "catch-up", on_error)
         self._count(runner)
         self._reread()
 
@@ -189,7 +202,12 @@ class Steps:
         self, target: Position, phase: str, filling: Filling | None = None
     ) -> None:
         runner = Runner(
-            self._database, self._shadow, self._fold, self._context.clock, filling
+            self._database,
+            self._shadow,
+            self._fold,
+            self._context.clock,
+            filling,
+            self._request.on_error,
         )
         self._account(runner, target, phase)
         self._reread()
@@ -243,6 +261,7 @@ class Steps:
         with self._database.read() as connection:
             shadow = self._again(connection)
             rows = count_rows(connection, self._database, shadow)
+            stopped = parked.count(connection, self._database, shadow)
         found = self._diff()
         seconds, events = self._progress["seconds"], self._progress["events"]
         keys = self._plan.keys if self._plan.keys is not None else rows
@@ -262,6 +281,7 @@ class Steps:
             removed=found.removed if found else None,
             changed=found.changed if found else None,
             promoted=outcome == "promoted",
+            parked=stopped,
             outcome=outcome,
             diff=found,
             note=note,

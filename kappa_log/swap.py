@@ -2,6 +2,7 @@
 
 Readers see the old rows or the new, never a mix: pointer, view and retirement of the
 old build commit together, after the last events were folded under the head's lock.
+A build with parked keys lacks events of theirs, so it is not promoted.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from collections.abc import Callable
 import msgspec
 import sqlalchemy as sa
 
+from kappa_log.config import OnError
 from kappa_log.errors import DatabaseBusy, UsageError
 from kappa_log.fold import Projection
 from kappa_log.plan import Context
 from kappa_log.project import PAGE_EVENTS, Runner
-from kappa_log.storage import builds, log, replays, views
+from kappa_log.storage import builds, log, parked, replays, views
 from kappa_log.storage.builds import Build
 from kappa_log.storage.database import ConstraintViolated
 
@@ -34,9 +36,15 @@ class Swap(msgspec.Struct, frozen=True):
     """Events that the new live build is behind the head."""
 
 
-def catch_up(context: Context, build: Build, fold: Projection, phase: str) -> Runner:
+def catch_up(
+    context: Context,
+    build: Build,
+    fold: Projection,
+    phase: str,
+    on_error: OnError = "stop",
+) -> Runner:
     """Fold a build on until at most a page is left, and return its runner."""
-    runner = context.runner(build, fold)
+    runner = context.runner(build, fold, on_error)
     head = context.head()
     while head > runner.cursor:
         runner.run(head, phase=phase, on_progress=context.on_progress)
@@ -57,6 +65,10 @@ class Swapper(msgspec.Struct, frozen=True, kw_only=True):
     action: str
     """promote or undo, for the audit trail."""
     reason: str | None
+    on_error: OnError = "stop"
+    """Of the rest that is folded."""
+    with_parked: bool = False
+    """Whether a build with parked keys is swapped in all the same."""
     then: Callable[[sa.Connection], None] = lambda _: None
     """What else commits with the swap."""
 
@@ -65,6 +77,7 @@ class Swapper(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises:
             DatabaseBusy: Readers held the view each time; nothing was changed.
+            UsageError: It is live already, or has parked keys.
         """
         busy: DatabaseBusy | None = None
         for _ in range(SWAP_ATTEMPTS):
@@ -96,7 +109,10 @@ class Swapper(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(msg)
         head = log.head(connection, database).position
         if self.fold is not None and new.cursor < head:
-            context.runner(new, self.fold).fold_within(connection, head)
+            runner = context.runner(new, self.fold, self.on_error)
+            runner.fold_within(connection, head)
+        if not self.with_parked:
+            self._refuse_parked(connection, new)
         retired = builds.in_role(connection, database, name, "retired")
         if retired is not None and retired.number != self.number:
             builds.drop(connection, database, retired)
@@ -122,3 +138,24 @@ class Swapper(msgspec.Struct, frozen=True, kw_only=True):
             now,
         )
         return Swap(name, new.number, retired_number, head - new.cursor)
+
+    def _refuse_parked(self, connection: sa.Connection, new: Build) -> None:
+        database, name = self.context.database, self.projection
+        count = parked.count(connection, database, new)
+        if not count:
+            return
+        ((_, first),) = parked.listed(connection, database, new, limit=1)
+        keys = "a parked key" if count == 1 else f"{count:,} parked keys"
+        remedy = (
+            "or swap all the same with --behind"
+            if self.action == "undo"
+            else f"drop it: kappa-log projections drop {name} {new.number}; "
+            "then mend the fold and replay again"
+        )
+        msg = (
+            f"{new.label} has {keys}, the first of them {first.key!r} at position "
+            f"{first.position:,} ({first.error_class}: {first.error_message[:200]}), "
+            "so it lacks events; nothing was swapped. Look: kappa-log projections "
+            f"parked {name} --build {new.number}; {remedy}"
+        )
+        raise UsageError(msg)

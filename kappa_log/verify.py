@@ -21,7 +21,7 @@ from kappa_log.events import ORIGIN, Position, to_micros
 from kappa_log.fold import Folding, Projection, Registry
 from kappa_log.project import PAGE_EVENTS, reader_of, stale
 from kappa_log.records import Lane, checksum
-from kappa_log.storage import builds, log
+from kappa_log.storage import builds, log, parked
 from kappa_log.storage.builds import Build
 from kappa_log.storage.database import Database
 from kappa_log.storage.rows import RowStore
@@ -591,6 +591,7 @@ def _check_projection(
     """Compare a live build's rows with a fresh fold; return what was not proved."""
     with database.read() as connection:
         build = builds.in_role(connection, database, name, "live")
+        stopped = build and parked.positions(connection, database, build)
     if build is None:
         registry.latest(name)
         return [f"'{name}' has no live build yet: kappa-log project {name}"]
@@ -598,11 +599,19 @@ def _check_projection(
     if fold is None:
         return [f"'{name}' was not verified: {stale(registry, build)}"]
     only, limits = _keys_to_check(database, fold, build)
-    expected = _folded(database, fold, build.cursor, only, step)
+    folding = Folding(fold, only=only)
+    if stopped:
+        folding.parked = stopped
+        limits.append(
+            f"{build.label} has {len(stopped):,} parked keys: their rows were checked "
+            "as of the events that they are parked at. Look: kappa-log projections "
+            f"parked {name}"
+        )
+    expected = _folded(database, folding, build.cursor, only, step)
     with database.read() as connection:
         again = builds.get(connection, database, name, build.number)
         stored = RowStore(database, build, fold).load_all(connection)
-    if again.cursor != build.cursor:
+    if (again.cursor, again.epoch) != (build.cursor, build.epoch):
         return [*limits, f"'{name}' moved on while it was verified; run it again"]
     if only is not None:
         stored = {key: state for key, state in stored.items() if key in only}
@@ -648,12 +657,12 @@ def _keys_to_check(
 
 def _folded(
     database: Database,
-    fold: Projection,
+    folding: Folding,
     upto: Position,
     only: set[Any] | None,
     step: OnStep,
 ) -> dict[Any, Any]:
-    folding = Folding(fold, only=only)
+    fold = folding.projection
     for page in _pages(database, fold, ORIGIN, upto, only):
         folding.apply(page)
         positions = page.column("position")

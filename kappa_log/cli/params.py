@@ -244,6 +244,15 @@ max_changed_option = click.option(
 )
 
 
+def on_error_option(default: str) -> Callable[[Any], Any]:
+    """Return an option that says what a fold that raises does."""
+    return click.option(
+        "--on-error",
+        type=click.Choice(["park", "stop"]),
+        help=f"Where a fold raises: park its key, or stop.  [default: {default}]",
+    )
+
+
 def limit_option(default: int) -> Callable[[Any], Any]:
     """Return an option that bounds how much is listed."""
     return click.option(

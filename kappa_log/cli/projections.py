@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kappa_log.cli import output
+from kappa_log.cli.log import NEW_FAILURES
 from kappa_log.cli.params import (
     COUNT,
     IDENTIFIER,
     Commands,
     dry_run_option,
     json_option,
+    limit_option,
     max_changed_option,
+    on_error_option,
     pass_app,
     reason_option,
     require_consent,
@@ -25,6 +28,8 @@ from kappa_log.cli.replay import print_diff, print_report, show_progress
 
 if TYPE_CHECKING:
     from kappa_log.app import KappaLog
+    from kappa_log.config import OnError
+    from kappa_log.parked import ParkedRetry
     from kappa_log.project import ProjectReport
 
 PEOPLE_ROWS = 20
@@ -39,28 +44,41 @@ _NONE = "No projection is registered, and none was built."
 @click.command()
 @click.argument("names", metavar="[PROJECTION]...", nargs=-1)
 @click.option("--follow", is_flag=True, help="Go on as events come, until Ctrl-C.")
+@on_error_option("the configuration's")
 @json_option
 @pass_app
 def project(
-    app: KappaLog, /, *, names: tuple[str, ...], follow: bool, as_json: bool
+    app: KappaLog,
+    /,
+    *,
+    names: tuple[str, ...],
+    follow: bool,
+    on_error: OnError | None,
+    as_json: bool,
 ) -> int:
     """Fold what is new into the live read models.
 
     Those of the PROJECTIONs that are named; of all, if none is.
     """
     if follow:
-        return _follow(app, names, as_json=as_json)
+        return _follow(app, names, on_error, as_json=as_json)
     with output.Meter() as meter:
-        reports = app.project(names, on_progress=lambda p: show_progress(meter, p))
+        reports = app.project(
+            names, on_progress=lambda p: show_progress(meter, p), on_error=on_error
+        )
     for report in reports:
         _print_project(report, as_json=as_json)
     if not reports:
         output.say(_NONE)
         output.next_steps("kappa-log init")
-    return STALE if any(report.waiting for report in reports) else 0
+    if any(report.waiting for report in reports):
+        return STALE
+    return NEW_FAILURES if any(report.newly_parked for report in reports) else 0
 
 
-def _follow(app: KappaLog, names: tuple[str, ...], *, as_json: bool) -> int:
+def _follow(
+    app: KappaLog, names: tuple[str, ...], on_error: OnError | None, *, as_json: bool
+) -> int:
     """Print what is folded as it is folded, and once where each build stands."""
     waiting: dict[str, str | None] = {}
 
@@ -72,7 +90,7 @@ def _follow(app: KappaLog, names: tuple[str, ...], *, as_json: bool) -> int:
             output.stdout().flush()
 
     with stop_on_signal() as stop:
-        app.follow(names, stop=stop, on_report=show)
+        app.follow(names, stop=stop, on_report=show, on_error=on_error)
     return stop.exit_code
 
 
@@ -93,6 +111,13 @@ def _print_project(report: ProjectReport, *, as_json: bool) -> None:
             f"{output.plural(report.rows_changed, 'row')} written in "
             f"{output.duration(report.seconds)}, at position {report.to_position:,}"
         )
+    if report.parked and not report.waiting:
+        new = f", {report.newly_parked:,} of them now" if report.newly_parked else ""
+        output.line(
+            f"  {output.plural(report.parked, 'key')} parked{new}: the fold failed, "
+            "and what came after waits"
+        )
+        output.next_steps(f"kappa-log projections parked {report.projection}")
 
 
 @click.group(cls=Commands)
@@ -144,8 +169,12 @@ def _state(status: Any) -> str:
     if status.version is None:
         return "not registered"
     if status.stale:
-        return f"changed: {', '.join(status.stale)}"
-    return "mixed" if status.live.mixed else "ok"
+        waits = f"; {status.live.parked:,} parked" if status.live.parked else ""
+        return f"changed: {', '.join(status.stale)}{waits}"
+    told = ["mixed"] if status.live.mixed else []
+    if status.live.parked:
+        told.append(f"{output.plural(status.live.parked, 'key')} parked")
+    return ", ".join(told) or "ok"
 
 
 @projections.command()
@@ -175,7 +204,16 @@ def show(app: KappaLog, /, *, name: str, as_json: bool) -> None:
         return
     output.line()
     output.print_table(
-        ("build", "version", "role", "position", "rows", "unkeyed", "updated"),
+        (
+            "build",
+            "version",
+            "role",
+            "position",
+            "rows",
+            "unkeyed",
+            "parked",
+            "updated",
+        ),
         [
             (
                 b.number,
@@ -184,6 +222,7 @@ def show(app: KappaLog, /, *, name: str, as_json: bool) -> None:
                 b.cursor,
                 b.rows,
                 b.unkeyed,
+                b.parked,
                 output.when(b.updated_at),
             )
             for b in status.builds
@@ -241,14 +280,20 @@ def rows(
 @json_option
 @pass_app
 def explain(app: KappaLog, /, *, name: str, key: str, as_json: bool) -> None:
-    """Show each event of the row KEY of NAME, and the row after it."""
+    """Show each event of the row KEY of NAME, and the row after it.
+
+    The row of a parked key ends before the event at which its fold failed.
+    """
     steps = app.explain(name, key)
     if as_json:
         sources = app.sources()
         for step in steps:
             event = output.event_json(step.event, sources)
+            error = (
+                "" if step.error is None else f',"error":{output.to_json(step.error)}'
+            )
             output.print_json(
-                f'{{"event":{event},"state":{output.to_json(step.state)}}}'
+                f'{{"event":{event},"state":{output.to_json(step.state)}{error}}}'
             )
         return
     if not _print_steps(steps):
@@ -265,13 +310,121 @@ def _print_steps(steps: Iterator[Any]) -> bool:
         when = output.moment(event.event_time or event.recorded_at)
         output.line(f"{event.position:,}  {when}  {output.cell(event.event_type)}")
         output.line(f"  {output.cell(event.payload_text)}")
-        if step.state is None:
+        if step.error is not None:
+            output.line(f"  ✗ {output.safe(step.error)}: parked here")
+        elif step.state is None:
             output.line("  → no row")
         else:
             changed = output.changes(before, step.state) or "as before"
             output.line(f"  → {changed}")
         before = step.state
     return found
+
+
+@projections.command("parked")
+@click.argument("name")
+@click.option("--build", type=IDENTIFIER, help="Of this build, not the live one.")
+@limit_option(50)
+@json_option
+@pass_app
+def list_parked(
+    app: KappaLog, /, *, name: str, build: int | None, limit: int, as_json: bool
+) -> None:
+    """List the keys of NAME whose fold failed, and what waits behind them."""
+    found = app.parked(name, build=build, limit=limit)
+    if as_json:
+        for parked in found:
+            output.print_json(output.to_json(parked))
+        return
+    if not found:
+        output.say(f"No key of {name} is parked: each fold went through.")
+        output.next_steps(f"kappa-log projections rows {name}")
+        return
+    output.print_table(
+        ("key", "position", "waiting", "attempts", "last", "error"),
+        [
+            (
+                p.key,
+                p.position,
+                p.waiting,
+                p.attempts,
+                output.when(p.last_at),
+                f"{p.error_class}: {p.error_message}",
+            )
+            for p in found
+        ],
+    )
+    if len(found) == limit:
+        output.say(f"These are the first {limit:,}; --limit N shows more.")
+    steps = [f"kappa-log projections retry {name} --all --dry-run"]
+    if build is not None:
+        steps = [f"kappa-log projections drop {name} {build}"]
+    output.next_steps(*steps)
+
+
+@projections.command("retry")
+@click.argument("name")
+@click.argument("keys", metavar="[KEY]...", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="All keys that are parked.")
+@click.option(
+    "--dry-run", is_flag=True, help="Fold them and tell what comes of it; keep nothing."
+)
+@reason_option
+@json_option
+@pass_app
+def retry_parked(
+    app: KappaLog,
+    /,
+    *,
+    name: str,
+    keys: tuple[str, ...],
+    every: bool,
+    dry_run: bool,
+    reason: str | None,
+    as_json: bool,
+) -> int:
+    """Fold parked KEYs of NAME on, from the event at which their fold failed.
+
+    By the code that the live build was made by: changed code must have been declared
+    compatible. A replay folds all keys anew and needs no retry.
+    """
+    if bool(keys) == every:
+        msg = "say which keys: KEYs, or --all."
+        raise click.UsageError(msg)
+    done = app.retry_parked(
+        name, None if every else keys, dry_run=dry_run, reason=reason
+    )
+    if as_json:
+        output.print_json(output.to_json(done))
+    else:
+        _print_retried(done)
+    return NEW_FAILURES if done.failed else 0
+
+
+def _print_retried(done: ParkedRetry) -> None:
+    if not done.keys:
+        output.say(f"No key of {done.projection} is parked.")
+        return
+    would = "would be " if done.dry_run else ""
+    lost = f"   retried by somebody else {done.lost:,}" if done.lost else ""
+    output.line(
+        f"{would}folded on {done.folded:,}   failed again {done.failed:,}{lost}"
+    )
+    shown = [one for one in done.keys if one.outcome == "failed" or done.dry_run]
+    for one in shown[:PEOPLE_ROWS]:
+        said = (
+            f"at position {one.position:,}: {output.safe(one.error)}"
+            if one.error is not None
+            else f"{output.plural(one.events, 'event')} to position {one.position:,}"
+        )
+        output.line(f"  {output.cell(one.key)}  {said}")
+    if len(shown) > PEOPLE_ROWS:
+        output.say(f"These are the first {PEOPLE_ROWS}; --json prints all.")
+    name = done.projection
+    if done.dry_run:
+        output.next_steps(f"kappa-log projections retry {name} --all")
+    elif done.failed:
+        output.next_steps(f"kappa-log projections parked {name}")
 
 
 @projections.command()
@@ -310,7 +463,7 @@ def promote(app: KappaLog, /, *, name: str, as_json: bool, **how: Any) -> int:
 @json_option
 @pass_app
 def undo(app: KappaLog, /, *, name: str, as_json: bool, **how: Any) -> None:
-    """Make the retired build of NAME live again."""
+    """Make the retired build of NAME live again; with parked keys only --behind."""
     swap = app.undo(name, **how)
     if as_json:
         output.print_json(output.to_json(swap))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kappa_log.cli import output
+from kappa_log.cli.log import NEW_FAILURES
 from kappa_log.cli.params import (
     COORDINATES,
     IDENTIFIER,
@@ -16,6 +17,7 @@ from kappa_log.cli.params import (
     dry_run_option,
     json_option,
     max_changed_option,
+    on_error_option,
     pass_app,
     reason_option,
 )
@@ -37,6 +39,7 @@ _DEFAULTS: dict[str, Any] = {
     "by": "recorded",
     "promote": True,
     "max_changed": None,
+    "on_error": None,
     "reason": None,
 }
 _STARTS = ("since", "from_position", "from_offset")
@@ -66,6 +69,7 @@ _STARTS = ("since", "from_position", "from_offset")
     help="Compare, and leave the live build live.",
 )
 @max_changed_option
+@on_error_option("stop")
 @reason_option
 @click.option("--resume", type=IDENTIFIER, metavar="ID", help="Go on with a replay.")
 @click.option("--cancel", type=IDENTIFIER, metavar="ID", help="End a replay, clean up.")
@@ -93,6 +97,7 @@ def replay(
         names, request, dry_run=dry_run, resume=resume, cancel=cancel, as_list=as_list
     )
     _check_request(request)
+    request["on_error"] = request["on_error"] or "stop"
     if as_list:
         return _list(app, as_json=as_json)
     if cancel is not None:
@@ -206,7 +211,9 @@ def print_report(report: ReplayReport, *, as_json: bool) -> int:
         output.print_json(output.to_json(report))
     else:
         _print_outcome(report)
-    return REFUSED if report.outcome == "refused" else 0
+    if report.outcome == "refused":
+        return REFUSED
+    return NEW_FAILURES if report.parked and not report.promoted else 0
 
 
 def _plan(
@@ -256,6 +263,12 @@ def _print_work(report: ReplayReport) -> None:
         f"positions {report.from_position:,} to {report.to_position:,}"
     )
 
+    if report.parked:
+        output.line(
+            f"  {output.plural(report.parked, 'key')} parked: the fold failed, and "
+            "what came after waits"
+        )
+
 
 def _noun(report: ReplayReport) -> str:
     return "touched key" if report.kind == "since" else "row"
@@ -286,9 +299,12 @@ def _teach(report: ReplayReport) -> None:
         case "refused" if report.note:
             return  # The note names the commands.
         case "kept" | "refused":
+            promote = f"kappa-log projections promote {name}"
+            if report.parked:
+                promote = f"kappa-log projections parked {name} --build {report.build}"
             steps = [
                 f"kappa-log projections diff {name}",
-                f"kappa-log projections promote {name}",
+                promote,
                 f"kappa-log projections drop {name} {report.build}",
             ]
         case "side":

@@ -64,6 +64,8 @@ class Build(msgspec.Struct, frozen=True):
     layout: Layout
     mixed: Mixed | None
     unkeyed: int
+    epoch: int
+    """How often rows were changed by something else than folding on."""
     created_at: datetime
     updated_at: datetime
 
@@ -145,6 +147,7 @@ def create(
             layout=to_text(layout),
             mixed=None if new.mixed is None else to_text(new.mixed),
             unkeyed=new.unkeyed,
+            epoch=0,
             created_at=now,
             updated_at=now,
         )
@@ -223,6 +226,7 @@ def of(
             if row.mixed is None
             else msgspec.json.decode(row.mixed, type=Mixed),
             unkeyed=row.unkeyed,
+            epoch=row.epoch,
             created_at=row.created_at,
             updated_at=row.updated_at,
         )
@@ -268,6 +272,8 @@ def move_cursor(
             table.c.cursor == move.old,
             # A build that was promoted or retired meanwhile has another runner.
             table.c.role == build.role,
+            # And one whose rows were changed otherwise: what it remembers is void.
+            table.c.epoch == build.epoch,
         )
         .values(
             cursor=move.new,
@@ -277,7 +283,7 @@ def move_cursor(
     )
     if result.rowcount != 1:
         msg = (
-            f"another process moved {build.label} from position {move.old}; "
+            f"another process worked on {build.label} at position {move.old}; "
             "nothing of this batch was kept"
         )
         raise CursorConflict(msg)
@@ -338,8 +344,24 @@ def set_fingerprints(
     )
 
 
+def start_epoch(connection: sa.Connection, database: Database, build: Build) -> None:
+    """Make runners that folded before this transaction drop what they remember.
+
+    For whatever changes rows beside them without moving the cursor.
+    """
+    table = database.tables.builds
+    connection.execute(
+        table.update().where(table.c.id == build.id).values(epoch=table.c.epoch + 1)
+    )
+
+
 def drop(connection: sa.Connection, database: Database, build: Build) -> None:
-    """Drop a build: its table, shard cursors and row. Its number is not used again."""
+    """Drop a build: its table, shard cursors, parked keys and row.
+
+    Its number is not used again.
+    """
+    parked = database.tables.parked_keys
+    connection.execute(parked.delete().where(parked.c.build_id == build.id))
     drop_shards(connection, database, build)
     table_of(database, build).drop(connection, checkfirst=True)
     table = database.tables.builds

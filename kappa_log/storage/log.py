@@ -241,7 +241,9 @@ class LogReader:
                 raise AttributeError(name)
             if name not in self._columns:
                 self._columns.append(name)
-            return self._fetch([name], after, upto, connection)[name]
+            # Translated here: a fold asks for it, whose own errors are other ones.
+            with self._database.translating():
+                return self._fetch([name], after, upto, connection)[name]
 
         return EventPage(self._fetch(self._columns, after, upto, connection), load)
 
@@ -462,3 +464,27 @@ def count_of_entities(
         or 0
         for start in range(0, len(wanted), _MAX_VARIABLES)
     )
+
+
+def count_of_entity(
+    connection: sa.Connection,
+    database: Database,
+    entity: str,
+    span: tuple[Position, Position],
+    topics: Sequence[str],
+    groups: Sequence[str] | None,
+) -> int:
+    """Return the number of matching events of one entity in a span, both ends in."""
+    table = database.tables.events
+    query = (
+        sa.select(sa.func.count())
+        .select_from(table)
+        .where(
+            table.c.entity_id == entity,
+            table.c.position.between(*span),
+            table.c.topic.in_(topics),
+        )
+    )
+    if groups is not None:
+        query = query.where(table.c.group_id.in_(groups))
+    return connection.scalar(query) or 0

@@ -40,6 +40,7 @@ class NewReplay(msgspec.Struct, frozen=True, kw_only=True):
     phase: str
     request: dict[str, Any]
     plan: dict[str, Any]
+    progress: dict[str, Any] = {}
     reason: str | None
 
 
@@ -66,7 +67,7 @@ def start(
             phase=new.phase,
             request=to_text(new.request),
             plan=to_text(new.plan),
-            progress="{}",
+            progress=to_text(new.progress),
             reason=new.reason,
             created_at=now,
             updated_at=now,

@@ -70,6 +70,7 @@ class Tables:
         self.projections = self._projections()
         self.builds = self._builds()
         self.shards = self._shards()
+        self.parked_keys = self._parked_keys()
         self.replays = self._replays()
         self.audit = self._audit()
         self.tokens = self._tokens()
@@ -336,6 +337,7 @@ class Tables:
             sa.Column("layout", sa.Text, nullable=False),
             sa.Column("mixed", sa.Text),
             sa.Column("unkeyed", Big, nullable=False),
+            sa.Column("epoch", Big, nullable=False),
             sa.Column("created_at", Instant, nullable=False),
             sa.Column("updated_at", Instant, nullable=False),
             sa.UniqueConstraint(
@@ -371,6 +373,32 @@ class Tables:
             sa.PrimaryKeyConstraint(
                 "build_id", "shard", name=self._name("shards", "pk")
             ),
+        )
+
+    def _parked_keys(self) -> sa.Table:
+        return self._table(
+            "parked_keys",
+            sa.Column(
+                "build_id",
+                Big,
+                sa.ForeignKey(f"{self.prefix}builds.id", ondelete="CASCADE"),
+                nullable=False,
+            ),
+            # A digest: the key's text may be longer than an index takes.
+            sa.Column("key_id", Bytes, nullable=False),
+            sa.Column("key", sa.Text, nullable=False),
+            sa.Column("position", Big, nullable=False),
+            sa.Column("error_class", sa.Text, nullable=False),
+            sa.Column("error_message", sa.Text, nullable=False),
+            sa.Column("error_backtrace", sa.Text, nullable=False),
+            sa.Column("fingerprint", sa.Text, nullable=False),
+            sa.Column("attempts", Big, nullable=False),
+            sa.Column("first_at", Instant, nullable=False),
+            sa.Column("last_at", Instant, nullable=False),
+            sa.PrimaryKeyConstraint(
+                "build_id", "key_id", name=self._name("parked_keys", "pk")
+            ),
+            sa.Index(self._name("parked_keys", "position"), "build_id", "position"),
         )
 
     def _replays(self) -> sa.Table:

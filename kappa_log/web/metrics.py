@@ -68,11 +68,13 @@ class LogCollector(Collector):
         cursor = _labelled("cursor_position", "Cursor of a live build.", "projection")
         events = _labelled("lag_events", "Events past the cursor.", "projection")
         seconds = _labelled("lag_seconds", "Age of the first of them.", "projection")
+        parked = _labelled("parked_keys", "Keys whose fold raised.", "projection")
         for found in self._log.cursors():
+            parked.add_metric([found.projection], found.parked)
             cursor.add_metric([found.projection], found.cursor)
             events.add_metric([found.projection], found.lag.events)
             seconds.add_metric([found.projection], found.lag.seconds)
-        yield from (cursor, events, seconds)
+        yield from (cursor, events, seconds, parked)
 
 
 def _gauge(name: str, said: str, value: float) -> Metric:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date
 from itertools import islice
 from typing import Any
 
@@ -12,10 +11,19 @@ from apiflask import APIBlueprint
 from flask import Response
 
 from kappa_log.app import acting_as
+from kappa_log.keys import part_text
 from kappa_log.web import spec
 from kappa_log.web.answers import answer, array, event_json, json_text, link_to
 from kappa_log.web.log import log
-from kappa_log.web.query import DiffQuery, KeyQuery, PromoteBody, RowQuery, UndoBody
+from kappa_log.web.query import (
+    DiffQuery,
+    KeyQuery,
+    ParkedQuery,
+    PromoteBody,
+    RetryBody,
+    RowQuery,
+    UndoBody,
+)
 from kappa_log.web.security import who
 
 api = APIBlueprint("projections", __name__, url_prefix="/v1/projections")
@@ -53,15 +61,42 @@ def list_rows(name: str, query: RowQuery) -> Response:
 @api.input(KeyQuery, location="query", arg_name="query")
 @api.doc(**spec.operation("explainRow", spec.many("Step")))
 def explain(name: str, query: KeyQuery) -> Response:
-    """Return each event of a row, oldest first, and the row after it."""
+    """Return each event of a row, oldest first, and the row after it.
+
+    A parked key ends with the event that it is parked at, and the error.
+    """
     sources = log().sources()
     steps = islice(log().explain(name, query.key), query.limit)
     texts = [
         f'{{"event":{event_json(step.event, sources)},'
-        f'"state":{msgspec.json.encode(step.state).decode()}}}'
+        f'"state":{msgspec.json.encode(step.state).decode()},'
+        f'"error":{msgspec.json.encode(step.error).decode()}}}'
         for step in steps
     ]
     return json_text(array(texts))
+
+
+@api.get("/<name>/parked")
+@api.input(ParkedQuery, location="query", arg_name="query")
+@api.doc(**spec.operation("listParked", spec.many("ParkedKey"), spec.LINK))
+def list_parked(name: str, query: ParkedQuery) -> Response:
+    """List the keys whose fold raised, in log order, and what waits behind them."""
+    found = log().parked(name, **query.model_dump())
+    headers = {}
+    if len(found) == query.limit:
+        headers = link_to(offset=query.offset + query.limit)
+    return answer(found, headers=headers)
+
+
+@api.post("/<name>/retry")
+@api.input(RetryBody, arg_name="body", example={"all": True, "dry_run": True})
+@api.doc(**spec.operation("retryParked", spec.one("ParkedRetry")))
+def retry_parked(name: str, body: RetryBody) -> Response:
+    """Fold parked keys on, from the event at which their fold raised."""
+    done = log().retry_parked(
+        name, body.chosen(), dry_run=body.dry_run, who=who(), reason=body.reason
+    )
+    return answer(done)
 
 
 @api.get("/<name>/diff")
@@ -93,20 +128,7 @@ def undo(name: str, body: UndoBody) -> Response:
 
 def _next_page(row: Mapping[str, Any], keys: list[str], query: RowQuery) -> Any:
     """Return the parameters of the next page: past the last key, if text can say it."""
-    parts = [_key_text(row[name]) for name in keys]
+    parts = [part_text(row[name]) for name in keys]
     if not parts or (len(parts) > 1 and any("/" in part for part in parts)):
         return {"offset": query.offset + query.limit}
     return {"after": "/".join(parts), "offset": None}
-
-
-def _key_text(value: Any) -> str:
-    """Return a part of a key as a person types it."""
-    match value:
-        case bool():
-            return str(value).lower()
-        case bytes():
-            return value.hex()
-        case date():
-            return value.isoformat()
-        case _:
-            return str(value)

@@ -24,6 +24,7 @@ from pydantic import (
 from typing_extensions import override
 
 from kappa_log.codec import check_id
+from kappa_log.config import OnError
 from kappa_log.errors import DecodeError, UsageError
 from kappa_log.events import from_micros, in_utc, to_micros
 from kappa_log.storage.pages import Chosen, Page, Place
@@ -282,6 +283,38 @@ class DiffQuery(Query):
     new: Identifier | None = Field(default=None, description="The newest other one.")
 
 
+class ParkedQuery(Limited):
+    """Which parked keys of a projection are wanted."""
+
+    build: Identifier | None = Field(default=None, description="Not the live one.")
+    offset: Number = Field(default=0, description="Keys to pass over.")
+
+
+class RetryBody(Body):
+    """Which parked keys are folded on, and why."""
+
+    keys: list[Text] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1000,
+        description="As they are listed; parts are joined by /.",
+    )
+    all: bool = Field(default=False, description="Needed where no keys are given.")
+    dry_run: bool = Field(default=False, description="Tell the outcome, keep nothing.")
+    reason: Reason | None = None
+
+    def chosen(self) -> list[str] | None:
+        """Return the keys; None means all.
+
+        Raises:
+            UsageError: None was given, and nobody said that all are meant.
+        """
+        if (self.keys is not None) == self.all:
+            msg = 'give keys, or "all": true without any'
+            raise UsageError(msg)
+        return self.keys
+
+
 MaxChanged = Annotated[str, Field(pattern=r"^[0-9]{1,12}(\.[0-9]{1,6})?%?$")]
 
 
@@ -319,6 +352,9 @@ class ReplayBody(Body):
     dry_run: bool = False
     promote: bool = True
     max_changed: MaxChanged | None = None
+    on_error: OnError = Field(
+        default="stop", description="Whether a fold that raises parks its key."
+    )
     reason: Reason | None = None
 
     def request(self) -> dict[str, Any]:
@@ -332,6 +368,7 @@ class ReplayBody(Body):
             "by": self.by,
             "promote": self.promote,
             "max_changed": self.max_changed,
+            "on_error": self.on_error,
             "reason": self.reason,
         }
 

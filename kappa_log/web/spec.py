@@ -11,12 +11,14 @@ from typing import Any
 import msgspec
 
 from kappa_log.failures import BulkRetry
+from kappa_log.parked import ParkedRetry
 from kappa_log.plan import ReplayPlan
 from kappa_log.status import ProjectionStatus
 from kappa_log.steps import ReplayReport
 from kappa_log.storage.diff import Diff
 from kappa_log.storage.failures import FailureGroup
 from kappa_log.storage.lists import Checkpointed, Duplicate
+from kappa_log.storage.parked import ParkedKey
 from kappa_log.swap import Swap
 from kappa_log.verify import VerifyReport
 
@@ -30,6 +32,8 @@ SENT = (
     Diff,
     Duplicate,
     FailureGroup,
+    ParkedKey,
+    ParkedRetry,
     ProjectionStatus,
     ReplayPlan,
     ReplayReport,
@@ -108,8 +112,13 @@ _OURS: dict[str, Schema] = {
     "Admitted": _object({"id": {"type": "integer"}, "position": {"type": "integer"}}),
     "Row": {"type": "object", "description": "Key columns, then the state's fields."},
     "Step": _object(
-        {"event": {"$ref": f"{REF}Event"}, "state": {"type": ["object", "null"]}},
-        description="An event of a row, and the row after it; null is no row.",
+        {
+            "event": {"$ref": f"{REF}Event"},
+            "state": {"type": ["object", "null"]},
+            "error": _maybe("string"),
+        },
+        description="An event of a row, and the row after it; null is no row. With an "
+        "error the key is parked there, and the row is that before it.",
     ),
     "Replay": _object(
         {
@@ -190,6 +199,35 @@ EXAMPLES: dict[str, Any] = {
         "status": 404,
         "detail": "event 999 not found",
         "instance": "/v1/events/999",
+    },
+    "ParkedKey": {
+        "key": "order-7",
+        "position": 4117,
+        "error_class": "KeyError",
+        "error_message": "'amount'",
+        "error_backtrace": ["KeyError: 'amount'"],
+        "fingerprint": "a1b2c3d4",
+        "attempts": 1,
+        "first_at": "2026-01-31T09:30:00.000Z",
+        "last_at": "2026-01-31T09:30:00.000Z",
+        "waiting": 3,
+    },
+    "ParkedRetry": {
+        "projection": "orders",
+        "build": 1,
+        "dry_run": False,
+        "folded": 1,
+        "failed": 0,
+        "lost": 0,
+        "keys": [
+            {
+                "key": "order-7",
+                "outcome": "folded",
+                "events": 3,
+                "position": 4130,
+                "error": None,
+            }
+        ],
     },
     "FailureGroup": {
         "fingerprint": "a1b2c3d4",

@@ -97,6 +97,7 @@ def upgrade() -> None:
         sa.Column("layout", sa.Text(), nullable=False),
         sa.Column("mixed", sa.Text(), nullable=True),
         sa.Column("unkeyed", BIG, nullable=False),
+        sa.Column("epoch", BIG, nullable=False),
         sa.Column("created_at", INSTANT, nullable=False),
         sa.Column("updated_at", INSTANT, nullable=False),
         sa.CheckConstraint(
@@ -347,6 +348,29 @@ def upgrade() -> None:
         sqlite_strict=True,
     )
     op.create_table(
+        p + "parked_keys",
+        sa.Column("build_id", BIG, nullable=False),
+        sa.Column("key_id", sa.LargeBinary(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("position", BIG, nullable=False),
+        sa.Column("error_class", sa.Text(), nullable=False),
+        sa.Column("error_message", sa.Text(), nullable=False),
+        sa.Column("error_backtrace", sa.Text(), nullable=False),
+        sa.Column("fingerprint", sa.Text(), nullable=False),
+        sa.Column("attempts", BIG, nullable=False),
+        sa.Column("first_at", INSTANT, nullable=False),
+        sa.Column("last_at", INSTANT, nullable=False),
+        sa.ForeignKeyConstraint(["build_id"], [p + "builds.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("build_id", "key_id", name=p + "parked_keys_pk"),
+        sqlite_strict=True,
+    )
+    op.create_index(
+        p + "parked_keys_position",
+        p + "parked_keys",
+        ["build_id", "position"],
+        unique=False,
+    )
+    op.create_table(
         p + "tokens",
         sa.Column("id", BIG, autoincrement=True, nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
@@ -379,6 +403,8 @@ def downgrade() -> None:
     op.drop_index(p + "requests_at", table_name=p + "requests")
     op.drop_table(p + "requests")
     op.drop_table(p + "tokens")
+    op.drop_index(p + "parked_keys_position", table_name=p + "parked_keys")
+    op.drop_table(p + "parked_keys")
     op.drop_table(p + "shards")
     op.drop_index(p + "duplicates_coordinates", table_name=p + "duplicates")
     op.drop_table(p + "duplicates")

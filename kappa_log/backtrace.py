@@ -1,0 +1,65 @@
+"""Backtrace: an error of the user's code, as texts that are kept and shown.
+
+Texts are capped, and hold nothing that one of the databases refuses.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from hashlib import blake2b
+from typing import NamedTuple
+
+from kappa_log.errors import message_of
+
+BACKTRACE_BYTES = 64 * 1024
+"""Most of a backtrace that is kept."""
+
+
+class KeptError(NamedTuple):
+    """An error in columns."""
+
+    error_class: str
+    error_message: str
+    error_backtrace: str
+    """JSON list of lines."""
+    fingerprint: str
+    """The same for errors of one class from one place."""
+
+
+def kept(error: BaseException, most: int = BACKTRACE_BYTES) -> KeptError:
+    """Return an error as it is kept, message and backtrace of at most so many bytes."""
+    lines = _capped(traceback.format_exception(error), most)
+    return KeptError(
+        type(error).__name__,
+        storable(message_of(error), most),
+        json.dumps([storable(line, most) for line in lines]),
+        _fingerprint(error),
+    )
+
+
+def storable(text: str, most: int) -> str:
+    """Return a text that both databases take: no NUL, no lone surrogates."""
+    shown = text.replace("\0", "\\x00")[:most]
+    return shown.encode(errors="backslashreplace").decode()
+
+
+def _fingerprint(error: BaseException) -> str:
+    place = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        place = f"{code.co_filename.rpartition('/')[2]}:{code.co_name}"
+    text = f"{type(error).__module__}.{type(error).__qualname__}:{place}"
+    return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _capped(lines: list[str], most: int) -> list[str]:
+    found: list[str] = []
+    size = 0
+    for line in "".join(lines).splitlines():
+        size += len(line)
+        if size > most:
+            found.append("… cut")
+            break
+        found.append(line)
+    return found
