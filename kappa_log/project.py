@@ -253,10 +253,9 @@ class Runner:
         self._run(upto, phase, on_progress)
 
     def _run(self, upto: Position, phase: str, on_progress: OnProgress | None) -> None:
-        if self.cursor < upto:
-            self._read_parked()
         written = time.monotonic()
         for after, until in spans(self.cursor, upto, PAGE_EVENTS):
+            self._read_parked()
             self._folding.apply(self._reader.page(after, until))
             is_due = time.monotonic() - written >= FLUSH_SECONDS
             if is_due or self._is_large or until == upto:

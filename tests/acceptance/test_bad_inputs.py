@@ -511,7 +511,10 @@ def counts(app: KappaLog, name: str) -> dict[str, int]:
 def test_a_fold_that_fails_stops_before_its_event(
     log: KappaLog, tmp_path: Path, bad: BadFold
 ) -> None:
-    """Live: rows before are written, the cursor stands before, the event is named."""
+    """If told to stop: rows before are written, the cursor stands before the event.
+
+    Otherwise it parks the key, whatever the error is.
+    """
     topic = f"live-{bad.id}"
     name = topic.replace("-", "_")
     first = ingest_five(log, tmp_path, topic)
@@ -519,7 +522,7 @@ def test_a_fold_that_fails_stops_before_its_event(
     with with_code(log, fold_of(topic, bad.result)) as app:
         for _ in range(2):
             with pytest.raises(ProjectionError) as raised:
-                app.project([name])
+                app.project([name], on_error="stop")
 
             error = raised.value
             assert (error.projection, error.position) == (name, first + 2)
@@ -531,6 +534,13 @@ def test_a_fold_that_fails_stops_before_its_event(
             live = app.projection(name).live
             assert live is not None
             assert live.cursor == first + 1
+        (done,) = app.project([name])
+        assert (done.parked, done.to_position) == (1, first + 4)
+        assert counts(app, name) == {"ada": 1, "bob": 2}
+        (kept,) = app.parked(name)
+        assert (kept.key, kept.position, kept.waiting) == ("ada", first + 2, 2)
+        told = f"{kept.error_class}: {kept.error_message}"
+        assert bad.message in told or kept.error_class == "Unprintable"
 
     with with_code(log, fold_of(topic, None, version=2)) as app:
         assert "Run: kappa-log replay" in (app.project([name])[0].waiting or "")

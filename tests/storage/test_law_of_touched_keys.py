@@ -385,7 +385,7 @@ def test_all_before_a_failing_event_is_written(
     world.name = "failing"
 
     with pytest.raises(ProjectionError) as found:
-        world.live()
+        world.app.project([world.name], on_error="stop")
 
     assert found.value.position == 5
     assert world.status().cursor == 4
