@@ -27,7 +27,7 @@ from kappa_log.records import Lane
 from kappa_log.storage import ledger
 from support.logs import START, build_tables, open_log, rows
 from support.processes import Worker
-from support.purchases import OLD, TOPIC, folded, registered
+from support.purchases import OLD, TOPIC, folded, parked, registered
 from support.worker import FIELDS
 
 KILLS = 8
@@ -65,21 +65,22 @@ def task(database_url: str, tmp_path: Path) -> dict[str, Any]:
 
 
 def kill_again_and_again(
-    start: Callable[[], dict[str, Any]], *, seed: int, steps: int
+    start: Callable[[], dict[str, Any]], *, seed: int, steps: int, kills: int = KILLS
 ) -> int:
-    """Start a worker and kill it, KILLS times; return how many kills hit it at work.
+    """Start a worker and kill it, again and again; return how many hit it at work.
 
     Args:
         start: Returns the task of the next worker.
         seed: Of the times to wait.
         steps: How many pages or batches all of the work takes; a kill comes within
             a part of them, and then at any moment of the next.
+        kills: How often.
     """
     chance = random.Random(seed)
     hits = 0
-    for _ in range(KILLS):
+    for _ in range(kills):
         with Worker(**start(), tell=True) as worker:
-            worker.watch(chance.randrange(2 * steps // KILLS))
+            worker.watch(chance.randrange(2 * steps // kills))
             time.sleep(chance.uniform(0, 0.02))
             hits += worker.kill()
     return hits
@@ -159,6 +160,40 @@ def test_killed_live_folding_leaves_the_rows_of_one_that_was_not(
     assert hits >= 3
     assert sum(0 < cursor < LINES for cursor in cursors) >= 2
     assert done["to"] == LINES
+    assert rows(log, OLD.name) == as_rows(folded(lines, 31))
+    assert log.verify(names=[OLD.name]).findings == []
+
+
+def test_killed_live_folding_parks_the_keys_that_one_does_that_was_not(
+    log: KappaLog, task: dict[str, Any], file: Path, lines: list[str]
+) -> None:
+    """Parked keys move with rows and cursor, so each row ends where its key stands."""
+    log.ingest(file, topic=TOPIC, fields=FIELDS)
+    task |= {"work": "project", "page_events": 100, "versions": [0]}
+    stood: list[int] = []
+
+    def start() -> dict[str, Any]:
+        live = log.projection(OLD.name).live
+        stood.append(live.parked if live else 0)
+        return task
+
+    hits = kill_again_and_again(start, seed=4, steps=LINES // 100, kills=4)
+    with Worker(**task) as worker:
+        assert worker.result()["to"] == LINES
+
+    expected_parked = parked(lines)
+    assert hits >= 2
+    assert any(0 < count < len(expected_parked) for count in stood)
+    assert {one.key: one.position for one in log.parked(OLD.name)} == expected_parked
+    below = [
+        line
+        for position, line in enumerate(lines, start=1)
+        if position < expected_parked.get(json.loads(line)["customer_id"], LINES + 1)
+    ]
+    assert rows(log, OLD.name) == as_rows(folded(below, 31))
+    log.__dict__["registry"] = type(log.registry)([OLD])
+    assert log.compatible(OLD.name) == ["code"]
+    assert log.retry_parked(OLD.name).folded == len(expected_parked)
     assert rows(log, OLD.name) == as_rows(folded(lines, 31))
     assert log.verify(names=[OLD.name]).findings == []
 

@@ -85,7 +85,7 @@ def test_a_row_is_the_fold_below_its_park_position_whatever_the_batches(
     """And mended, declared compatible and retried it is what a fresh fold makes."""
 
     @settings(
-        max_examples=30 if empty.database.is_sqlite else 8,
+        max_examples=20 if empty.database.is_sqlite else 6,
         suppress_health_check=list(HealthCheck),
         phases=(Phase.explicit, Phase.reuse, Phase.generate),
     )

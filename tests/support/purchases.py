@@ -50,9 +50,30 @@ def NEW(state: Purchases | None, event: Event) -> Purchases | None:  # noqa: N80
     return added(state, event.payload, 37)
 
 
+@projection(topics=[TOPIC], version=1, name="purchases")
+def BROKEN(state: Purchases | None, event: Event) -> Purchases | None:  # noqa: N802
+    """Fold as the first version was meant to, but for large purchases."""
+    if event.payload["quantity"] >= LARGE:
+        raise ValueError(event.payload["purchase_id"])
+    return added(state, event.payload, 31)
+
+
+LARGE = 8
+
+
 def registered(versions: Iterable[int]) -> list[Projection]:
-    """Return the projections of these versions."""
-    return [{1: OLD, 2: NEW}[version] for version in versions]
+    """Return the projections of these versions; 0 is the broken one."""
+    return [{0: BROKEN, 1: OLD, 2: NEW}[version] for version in versions]
+
+
+def parked(lines: Iterable[str]) -> dict[str, int]:
+    """Return key → position that the broken one must park it at."""
+    found: dict[str, int] = {}
+    for position, line in enumerate(lines, start=1):
+        payload = json.loads(line)
+        if payload["quantity"] >= LARGE:
+            found.setdefault(payload["customer_id"], position)
+    return found
 
 
 def folded(
