@@ -602,10 +602,10 @@ def _check_projection(
     folding = Folding(fold, only=only)
     if stopped:
         folding.parked = stopped
+        many = f"{len(stopped):,} parked key{'' if len(stopped) == 1 else 's'}"
         limits.append(
-            f"{build.label} has {len(stopped):,} parked keys: their rows were checked "
-            "as of the events that they are parked at. Look: kappa-log projections "
-            f"parked {name}"
+            f"{build.label} has {many}; such a row was checked up to where its key is "
+            f"parked. Look: kappa-log projections parked {name}"
         )
     expected = _folded(database, folding, build.cursor, only, step)
     with database.read() as connection:

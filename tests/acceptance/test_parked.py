@@ -107,7 +107,7 @@ def test_a_key_is_parked_and_looked_at(typed: Type) -> None:
     assert (
         typed("projections", "show", "bikes", "--json").json[0]["live"]["parked"] == 1
     )
-    assert "1 parked keys" in typed("verify", "bikes").err
+    assert "1 parked key;" in typed("verify", "bikes").err
 
 
 def test_a_parked_key_is_mended_and_retried(typed: Type, tmp_path: Path) -> None:
@@ -197,7 +197,12 @@ def test_the_api_lists_and_retries_parked_keys(world: ApiWorld) -> None:
     assert _asked(world, "/explain?key=e1")[-1]["error"] == "ValueError: bad 4"
     again = _asked(world, "/retry", keys=["e1"])
     assert (again["failed"], again["keys"][0]["error"]) == (1, "ValueError: bad 4")
-    for body in ({"dry_run": True}, {"keys": ["e1"], "all": True}, {"keys": []}):
+    bodies: list[dict[str, Any]] = [
+        {"dry_run": True},
+        {"keys": ["e1"], "all": True},
+        {"keys": []},
+    ]
+    for body in bodies:
         _asked(world, "/retry", 422, **body)
     _asked(world, "/retry", 404, keys=["e0"])
     _asked(world, "/parked?build=7", 404)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from kappa_log import Event, KappaLog, ProjectionError, UsageError
+from kappa_log.config import OnError
 from kappa_log.errors import DatabaseUnavailable, LostRace, NotFound, StaleCode
 from kappa_log.events import EventPage
 from kappa_log.fold import Folding
@@ -199,9 +202,10 @@ def test_stop_is_an_option_and_a_setting(empty: KappaLog, tmp_path: Path) -> Non
     setting = knows(app, *app.registry)
     setting.config = config
 
-    for stop in (lambda: app.project(on_error="stop"), setting.project):
+    stop: OnError = "stop"
+    for asked, on_error in ((app, stop), (setting, None)):
         with pytest.raises(ProjectionError, match=r"position 3 for key 'a'"):
-            stop()
+            asked.project(on_error=on_error)
 
     assert app.projection("tally").live.cursor == 2  # type: ignore[union-attr]
     assert stands(app, "tally") == {}
@@ -399,7 +403,8 @@ class Meddler(Clock):
         super().__init__()
         self.act: Callable[[], Any] | None = None
 
-    def __call__(self) -> Any:
+    @override
+    def __call__(self) -> datetime:
         """Do it, and return the time."""
         act, self.act = self.act, None
         if act is not None:

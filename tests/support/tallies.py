@@ -91,7 +91,7 @@ def parked(made: Iterable[dict[str, Any]]) -> dict[str, int]:
 def sums(app: KappaLog, name: str, build: int | None = None) -> dict[str, int]:
     """Return key → n of the rows that users read."""
     rows = app.rows(name, build=build)
-    return {row.get("entity_id", row.get("key")): row["n"] for row in rows}
+    return {str(row.get("entity_id", row.get("key"))): row["n"] for row in rows}
 
 
 def stands(app: KappaLog, name: str, build: int | None = None) -> dict[str, int]:
