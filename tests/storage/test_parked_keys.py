@@ -211,6 +211,8 @@ def test_stop_is_an_option_and_a_setting(empty: KappaLog, tmp_path: Path) -> Non
     assert stands(app, "tally") == {}
     (done,) = setting.project(on_error="park")
     assert (done.newly_parked, done.to_position) == (2, 9)
+    assert "the fold failed for 2 keys more" in (done.notice or "")
+    assert app.project()[0].notice is None
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -572,6 +574,27 @@ def test_verify_folds_a_parked_key_below_its_park_position(broken: KappaLog) -> 
     execute(broken, "UPDATE kappa_log_build_tally_1 SET n = 7 WHERE entity_id = 'a'")
     (found,) = broken.verify(names=["tally"]).findings
     assert "the row of key 'a'" in found.message
+
+
+def test_what_waits_behind_keys_of_a_function_is_counted_if_it_is_not_far(
+    empty: KappaLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is read for it, by code that may have been changed since."""
+    app = knows(empty, tallies("tally", key=_entity))
+    take(app, tmp_path, LOG)
+    app.project()
+
+    def failing(event: Event) -> str:
+        raise LookupError(event)
+
+    other = knows(app, tallies("tally", key=failing))
+
+    assert [one.waiting for one in app.parked("tally")] == [3, 2]
+    assert [one.waiting for one in other.parked("tally")] == [None, None]
+    monkeypatch.setattr("kappa_log.parked.MAX_COUNTED", 5)
+    assert [one.waiting for one in app.parked("tally")] == [None, None]
+    nobody = knows(app)
+    assert [one.waiting for one in nobody.parked("tally", limit=1)] == [None]
 
 
 def test_the_error_of_a_parked_key_is_kept(broken: KappaLog) -> None:
