@@ -391,7 +391,7 @@ def project(
             # Its table was dropped: two others were promoted meanwhile.
             continue
         except ProjectionError as error:
-            raise _with_remedy(error, build, runner.cursor) from error
+            raise _with_remedy(error, build, runner.cursor, on_error) from error
         return ProjectReport(
             projection=name,
             build=build.number,
@@ -531,11 +531,17 @@ def _waiting(build: Build, parked_keys: int, why: KappaLogError) -> ProjectRepor
 
 
 def _with_remedy(
-    error: ProjectionError, build: Build, cursor: Position
+    error: ProjectionError, build: Build, cursor: Position, on_error: OnError
 ) -> ProjectionError:
+    may_park = error.key is not None and on_error == "stop"
+    other = (
+        f"; or let this key wait: kappa-log project {build.projection} --on-error park"
+        if may_park
+        else ""
+    )
     remedy = (
         f"Its cursor (build {build.number}) stands at {cursor}, all before is written; "
-        f"fix the fold, then run: kappa-log replay {build.projection}"
+        f"fix the fold, then run: kappa-log replay {build.projection}{other}"
     )
     return ProjectionError(
         error.projection, error.position, error.reason, key=error.key, remedy=remedy

@@ -515,6 +515,10 @@ def compatible(
         output.print_json(output.to_json({"projection": name, "compatible": parts}))
     elif parts:
         output.line(f"{name}: compatible in {', '.join(parts)}")
-        output.next_steps(f"kappa-log project {name}")
+        live = app.projection(name).live
+        steps = [f"kappa-log project {name}"]
+        if live is not None and live.parked:
+            steps.append(f"kappa-log projections retry {name} --all --dry-run")
+        output.next_steps(*steps)
     else:
         output.line(f"{name}: nothing was changed; its code is that of its live build")

@@ -122,7 +122,8 @@ def test_a_parked_key_is_mended_and_retried(typed: Type, tmp_path: Path) -> None
         "compatible bikes"
         in typed("projections", "retry", "bikes", "--all", code=2).err
     )
-    typed("projections", "compatible", "bikes")
+    said = typed("projections", "compatible", "bikes")
+    assert "projections retry bikes --all --dry-run" in said.err
     said = typed("projections", "retry", "bikes", "--all", "--dry-run")
     assert "would be folded on 1   failed again 0" in said.out
     assert "blue  2 events to position 5" in said.out
@@ -138,9 +139,9 @@ def test_a_parked_key_is_mended_and_retried(typed: Type, tmp_path: Path) -> None
 
 def test_wrong_uses_are_told(typed: Type, tmp_path: Path) -> None:
     """With the exit codes of all commands."""
-    assert "position 3 for key 'blue'" in typed(
-        "project", "--on-error", "stop", code=1
-    ).err  # fmt: skip
+    said = typed("project", "--on-error", "stop", code=1)
+    assert "position 3 for key 'blue'" in said.err
+    assert "kappa-log project bikes --on-error park" in said.err
     typed("project", code=3)
     for keys in ((), ("blue", "--all")):
         said = typed("projections", "retry", "bikes", *keys, code=2)
