@@ -73,6 +73,7 @@ from kappa_log.storage.replays import ReplayRow
 from kappa_log.storage.rows import plain_rows
 from kappa_log.storage.tokens import Token
 from kappa_log.swap import Swap
+from kappa_log.trial import Trial
 from kappa_log.verify import VerifyReport
 
 if TYPE_CHECKING:
@@ -639,6 +640,17 @@ class KappaLog:
         self._require()
         return self._retrier(who, reason).one(identifier)
 
+    def try_failure(self, identifier: int) -> Trial:
+        """Tell what a retry of one failure would come to; keep nothing of it.
+
+        Handlers are called, as by a dry run of `retry_failures`.
+
+        Raises:
+            NotFound: No such failure.
+        """
+        self._require()
+        return self._retrier(None, None).try_one(identifier)
+
     def retry_failures(
         self,
         *,
@@ -651,7 +663,9 @@ class KappaLog:
         """Hand all matching failures to their handlers again, key by key in order.
 
         Args:
-            dry_run: Count them, and do nothing.
+            dry_run: Tell what would become of them (`trials`, of the first 500), and
+                keep nothing of it. Handlers are called: what they write by
+                ``metadata.connection`` is rolled back, what they do elsewhere is done.
             who: Whom the audit trail names; the user of the machine if None.
             reason: Why, for the audit trail.
             on_progress: Called after each failure.
@@ -659,9 +673,9 @@ class KappaLog:
                 failures without any.
         """
         self._require()
-        if dry_run:
-            return BulkRetry(matched=self.count_failures(**chosen))
-        return self._retrier(who, reason).many(FailureFilter(**chosen), on_progress)
+        retrier = self._retrier(who, reason)
+        work = retrier.try_many if dry_run else retrier.many
+        return work(FailureFilter(**chosen), on_progress)
 
     def discard_failure(
         self, identifier: int, *, who: str | None = None, reason: str | None = None
@@ -682,7 +696,10 @@ class KappaLog:
         reason: str | None = None,
         **chosen: Any,
     ) -> int:
-        """Give matching failures up; return how many. Options as `retry_failures`."""
+        """Give matching failures up; return how many.
+
+        With ``dry_run`` they are only counted. Other options as `retry_failures`.
+        """
         self._require()
         if dry_run:
             return self.count_failures(**chosen)

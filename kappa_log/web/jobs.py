@@ -125,10 +125,13 @@ class Jobs:
         mine = [job for job in self._jobs if job.id == identifier]
         return mine[-1] if mine else None
 
-    def stop(self) -> None:
-        """Stop all jobs; their replays can be resumed."""
+    def tell_to_stop(self) -> None:
+        """Tell all jobs to stop; their replays can be resumed."""
         for job in self._jobs:
             job.stop()
-        last = time.monotonic() + STOP_SECONDS
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the end of all jobs, for so long in all."""
+        last = time.monotonic() + seconds
         for job in self._jobs:
             job.wait(max(0.0, last - time.monotonic()))

@@ -1,10 +1,16 @@
-"""The server: waitress in front of the application, until it is told to stop."""
+"""The server: waitress in front of the application, until it is told to stop.
+
+It runs by itself, or in a thread beside what else a process does; one stop ends both.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 import threading
+import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kappa_log.errors import UsageError
@@ -23,8 +29,9 @@ IDLE_SECONDS = 60
 TICK_SECONDS = 0.2
 """How long a request to stop may go unnoticed."""
 
-LAST_SECONDS = 5
-"""How long what is being answered may take once it is to end."""
+LAST_SECONDS = 4
+"""How long what is being answered, and what replays write, may take once it is to end;
+what takes longer dies with the process, and rolls back."""
 
 
 class Server:
@@ -82,9 +89,37 @@ class Server:
             while not stop.is_set():
                 wasyncore.loop(timeout=TICK_SECONDS, map=self._sockets, count=1)
         finally:
+            end = time.monotonic() + LAST_SECONDS
+            jobs = self.app.extensions[JOBS]
+            jobs.tell_to_stop()
             self._server.task_dispatcher.shutdown(timeout=LAST_SECONDS)
-            self.app.extensions[JOBS].stop()
+            jobs.wait(end - time.monotonic())
             wasyncore.close_all(self._sockets)
+
+    @contextlib.contextmanager
+    def beside(self, stop: threading.Event) -> Iterator[None]:
+        """Answer in a thread while a block runs; one stop is for both.
+
+        The end of the block stops the server, and the end of the server the block.
+        """
+        failed: list[BaseException] = []
+
+        def answer() -> None:
+            try:
+                self.run(stop)
+            except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+                failed.append(error)
+                stop.set()
+
+        thread = threading.Thread(target=answer, name="serve", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(LAST_SECONDS + 1)
+        if failed:
+            raise failed[0]
 
 
 def is_loopback(host: str) -> bool:

@@ -18,6 +18,7 @@ from kappa_log.storage.diff import Diff
 from kappa_log.storage.failures import FailureGroup
 from kappa_log.storage.lists import Checkpointed, Duplicate
 from kappa_log.swap import Swap
+from kappa_log.trial import Trial
 from kappa_log.verify import VerifyReport
 
 REF = "#/components/schemas/"
@@ -34,6 +35,7 @@ SENT = (
     ReplayPlan,
     ReplayReport,
     Swap,
+    Trial,
     VerifyReport,
 )
 """Structures of the engine that are answered as they are."""
@@ -100,9 +102,13 @@ _OURS: dict[str, Schema] = {
     "Retried": _object(
         {
             "acknowledged": {"type": "boolean"},
-            "outcome": {"enum": ["acked", "skipped", "duplicate"]},
+            "outcome": {
+                "enum": ["acked", "skipped", "duplicate", "failed", "waits", "gone"]
+            },
             "position": _maybe("integer"),
-        }
+        },
+        description="What became of a failure. A dry run says by further members, "
+        "those of Trial, what would become of it; the last three outcomes are its own.",
     ),
     "Count": _object({"count": {"type": "integer", "minimum": 0}}),
     "Admitted": _object({"id": {"type": "integer"}, "position": {"type": "integer"}}),
