@@ -130,8 +130,9 @@ class Jobs:
         for job in self._jobs:
             job.stop()
 
-    def wait(self, seconds: float) -> None:
-        """Wait for the end of all jobs, for so long in all."""
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Stop all jobs, and wait so long in all for their ends."""
+        self.tell_to_stop()
         last = time.monotonic() + seconds
         for job in self._jobs:
             job.wait(max(0.0, last - time.monotonic()))

@@ -7,16 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+import waitress
+from typing_extensions import override
+from waitress import wasyncore
+from waitress.channel import HTTPChannel
+from waitress.task import ErrorTask
+
 from kappa_log.errors import UsageError
+from kappa_log.web.errors import members
 from kappa_log.web.factory import create_app
 from kappa_log.web.replays import JOBS
-from kappa_log.web.security import LOOPBACK_HOSTS, MAX_BODY
+from kappa_log.web.security import HEADERS, LOOPBACK_HOSTS, MAX_BODY
 
 if TYPE_CHECKING:
     from kappa_log.app import KappaLog
@@ -47,8 +56,6 @@ class Server:
     """
 
     def __init__(self, log: KappaLog, host: str, port: int) -> None:
-        import waitress
-
         is_private = is_loopback(host)
         if not is_private and not log.has_tokens():
             msg = (
@@ -73,7 +80,13 @@ class Server:
             channel_timeout=IDLE_SECONDS,
             max_request_body_size=MAX_BODY,
             max_request_header_size=MAX_HEADER,
+            # Closing what was not read to its end resets the connection, and with it
+            # the answer that says why: too long headers are read at once.
+            recv_bytes=4 * MAX_HEADER,
         )
+        self._server.channel_class = _Channel
+        # It would say of every busy moment that requests wait for a thread.
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
     @property
     def url(self) -> str:
@@ -83,8 +96,6 @@ class Server:
 
     def run(self, stop: threading.Event) -> None:
         """Answer until told to stop; what is being answered is finished."""
-        from waitress import wasyncore
-
         try:
             while not stop.is_set():
                 wasyncore.loop(timeout=TICK_SECONDS, map=self._sockets, count=1)
@@ -93,7 +104,7 @@ class Server:
             jobs = self.app.extensions[JOBS]
             jobs.tell_to_stop()
             self._server.task_dispatcher.shutdown(timeout=LAST_SECONDS)
-            jobs.wait(end - time.monotonic())
+            jobs.stop(end - time.monotonic())
             wasyncore.close_all(self._sockets)
 
     @contextlib.contextmanager
@@ -120,6 +131,38 @@ class Server:
             thread.join(LAST_SECONDS + 1)
         if failed:
             raise failed[0]
+
+
+class _Refusal(ErrorTask):  # type: ignore[misc]  # waitress has no types
+    """The answer to what is refused before the application sees it."""
+
+    @override
+    def execute(self) -> None:
+        code = self.request.error.code
+        # Nobody has looked at its path yet.
+        body = msgspec.json.encode(members(code, _REFUSED[code], instance=""))
+        self.status = f"{code} {self.request.error.reason}"
+        headers = HEADERS | {"Content-Type": "application/json"}
+        self.response_headers.extend(headers.items())
+        self.set_close_on_finish()
+        self.content_length = len(body)
+        self.write(body)
+
+
+_REFUSED = {
+    400: "this is no HTTP request",
+    413: f"the body is longer than {MAX_BODY} bytes",
+    431: f"the request's line and headers are longer than {MAX_HEADER} bytes",
+    500: "internal error; the server's log says more",
+    501: "this transfer encoding is not read",
+}
+"""By all codes that waitress has."""
+
+
+class _Channel(HTTPChannel):  # type: ignore[misc]
+    """A connection."""
+
+    error_task_class = _Refusal
 
 
 def is_loopback(host: str) -> bool:
