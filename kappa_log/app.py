@@ -81,10 +81,18 @@ if TYPE_CHECKING:
     from kappa_log.kafka.lag import PartitionLag
     from kappa_log.kafka.produce import ProduceProgress, ProduceReport
 
+LAST_FOLD_SECONDS = 0.5
+"""How long folding may take to notice that consuming has ended; it was told when that
+was, and looks after each page. What takes longer dies with the process."""
+
 POLL_SECONDS = 0.2
 """How often a follower looks for new events."""
 
 _TOKEN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class _Over(Exception):
+    """Folding is to end: what was not written yet is folded again in the next run."""
 
 
 class Explained(msgspec.Struct, frozen=True):
@@ -313,10 +321,14 @@ class KappaLog:
             on_progress(progress)
 
         done = threading.Event()
+
+        def is_over() -> bool:
+            return done.is_set() or ending.is_set()
+
         folding = threading.Thread(
             target=self._keep_folding,
             # Imported here: an error is the caller's, and no other thread imports now.
-            args=(list(self.registry.names), done, news, on_notice),
+            args=(list(self.registry.names), is_over, news, on_notice),
             name="project",
             daemon=True,
         )
@@ -333,30 +345,37 @@ class KappaLog:
         finally:
             done.set()
             news.set()
-            folding.join(POLL_SECONDS + project.FLUSH_SECONDS)
+            folding.join(LAST_FOLD_SECONDS)
 
     def _keep_folding(
         self,
         names: Sequence[str],
-        done: threading.Event,
+        is_over: Callable[[], bool],
         news: threading.Event,
         on_notice: Callable[[str], None],
     ) -> None:
         """Fold what is new as soon as it is there; leave out what cannot be folded."""
         told: set[str] = set()
-        while not done.is_set():
+        while not is_over():
             news.clear()
             for name in names:
-                problem = self._fold(name)
+                problem = self._fold(name, is_over)
                 if problem is not None and problem not in told:
                     told.add(problem)
                     on_notice(problem)
             news.wait(POLL_SECONDS)
 
-    def _fold(self, name: str) -> str | None:
-        """Bring one live build to the head; return why it could not be."""
+    def _fold(self, name: str, is_over: Callable[[], bool]) -> str | None:
+        """Bring one live build to the head, or stop; return why it could not be."""
+
+        def go_on(_: object) -> None:
+            if is_over():
+                raise _Over
+
         try:
-            (report,) = self.project([name])
+            (report,) = self.project([name], on_progress=go_on)
+        except _Over:
+            return None
         except KappaLogError as error:
             return str(error)
         except Exception as error:  # noqa: BLE001 - the others' folding goes on
