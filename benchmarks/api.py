@@ -4,7 +4,7 @@
 
 The server is `kappa-log serve` in a process of its own; times are those of a client
 over a connection that stays open: the request sent until its answer is read. The
-deepest page is found by following Link headers from the first one to the end.
+deepest page of events is found by following Link headers from the first to the end.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from kappa_log.decide import Portion
 from kappa_log.ingest import ingest_batch
 from kappa_log.records import Lane, Record
 from kappa_log.storage import ledger
+from kappa_log.web.query import DEFAULT_LIMIT, FailureQuery
 
 TARGET_MS = 20
 REQUESTS = 300
@@ -220,14 +222,15 @@ class Client:
         return taken
 
     def deepest(self, path: str) -> tuple[str, int]:
-        """Return the last page that is full and reached by a cursor; and the rows."""
-        rows, last, following = 0, path, f"{path}?limit=500"
-        while following:
-            last_but_one, last = last, following
-            body, link = self.get(following)
-            rows += body.count(b'"created_at":')
-            following = link or ""
-        deepest = last if "cursor" in last else last_but_one
+        """Return the last page that a cursor leads to, and how many rows there are."""
+        body, link = self.get(f"{path}?limit=500")
+        rows, deepest = body.count(b'"created_at":'), ""
+        while link is not None:
+            page, following = self.get(link)
+            if page != b"[]":
+                deepest = link
+            rows += page.count(b'"created_at":')
+            link = following
         return deepest.replace("limit=500", "limit=20"), rows
 
 
@@ -320,8 +323,11 @@ def _measure_storm(kind: str, url: str, folder: Path, poison: int) -> None:
     )
     with served(url, folder) as address:
         client = Client(address)
-        deepest, rows = client.deepest("/v1/failures")
-        assert rows == poison, (rows, poison)
+        past = json.loads(client.get("/v1/failures/21")[0])
+        place = (None, datetime.fromisoformat(past["created_at"]), past["id"])
+        cursor = FailureQuery().next_cursor(place)
+        deepest = f"/v1/failures?cursor={cursor}"
+        assert len(json.loads(client.get(deepest)[0])) == DEFAULT_LIMIT
         name = f"failures at {poison:,}"
         _report(kind, f"{name}, first page", client.times("/v1/failures"))
         _report(kind, f"{name}, deepest", client.times(deepest))

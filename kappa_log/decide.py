@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -623,7 +624,7 @@ def _failed(
         message_id: Its identity, if it has one.
         payload: What `consume` received; None if it received nothing.
     """
-    lines = traceback.format_exception(error)
+    lines = _backtrace(error)
     return Failed(
         record,
         error,
@@ -689,6 +690,28 @@ def _what_can_be_told(handler: Handler, payload: Any) -> Ack:
             continue
         said[hook] = value
     return ack(**({"entity_id": None, "event_time": None} | said))
+
+
+def _backtrace(error: BaseException) -> list[str]:
+    """Return an error's backtrace.
+
+    In a storm all errors are raised at one place, so its stack is formatted once.
+    """
+    if error.__cause__ or error.__context__ or isinstance(error, BaseExceptionGroup):
+        return traceback.format_exception(error)
+    places = tuple(
+        (frame.f_code.co_filename, line, frame.f_code.co_name)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    )
+    head = "Traceback (most recent call last):\n"
+    return [head, *_formatted(places), *traceback.format_exception_only(error)]
+
+
+@lru_cache(maxsize=256)
+def _formatted(places: tuple[tuple[str, int, str], ...]) -> list[str]:
+    """Return the lines of a stack: file, line and function, and the line's text."""
+    stack = [(file, line, name, None) for file, line, name in places]
+    return traceback.StackSummary.from_list(stack).format()
 
 
 def _capped(lines: list[str]) -> list[str]:
