@@ -81,7 +81,7 @@ if TYPE_CHECKING:
     from kappa_log.kafka.lag import PartitionLag
     from kappa_log.kafka.produce import ProduceProgress, ProduceReport
 
-LAST_FOLD_SECONDS = 0.5
+LAST_FOLD_SECONDS = 1.5
 """How long folding may take to notice that consuming has ended; it was told when that
 was, and looks after each page. What takes longer dies with the process."""
 
