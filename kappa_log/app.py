@@ -76,6 +76,7 @@ from kappa_log.storage.replays import ReplayRow
 from kappa_log.storage.rows import plain_rows
 from kappa_log.storage.tokens import Token
 from kappa_log.swap import Swap
+from kappa_log.trial import Trial
 from kappa_log.verify import VerifyReport
 
 if TYPE_CHECKING:
@@ -83,10 +84,18 @@ if TYPE_CHECKING:
     from kappa_log.kafka.lag import PartitionLag
     from kappa_log.kafka.produce import ProduceProgress, ProduceReport
 
+LAST_FOLD_SECONDS = 1.5
+"""How long folding may take to notice that consuming has ended; it was told when that
+was, and looks after each page. What takes longer dies with the process."""
+
 POLL_SECONDS = 0.2
 """How often a follower looks for new events."""
 
 _TOKEN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class _Over(Exception):
+    """Folding is to end: what was not written yet is folded again in the next run."""
 
 
 class Explained(msgspec.Struct, frozen=True):
@@ -318,10 +327,14 @@ class KappaLog:
             on_progress(progress)
 
         done = threading.Event()
+
+        def is_over() -> bool:
+            return done.is_set() or ending.is_set()
+
         folding = threading.Thread(
             target=self._keep_folding,
             # Imported here: an error is the caller's, and no other thread imports now.
-            args=(list(self.registry.names), done, news, on_notice),
+            args=(list(self.registry.names), is_over, news, on_notice),
             name="project",
             daemon=True,
         )
@@ -338,30 +351,37 @@ class KappaLog:
         finally:
             done.set()
             news.set()
-            folding.join(POLL_SECONDS + project.FLUSH_SECONDS)
+            folding.join(LAST_FOLD_SECONDS)
 
     def _keep_folding(
         self,
         names: Sequence[str],
-        done: threading.Event,
+        is_over: Callable[[], bool],
         news: threading.Event,
         on_notice: Callable[[str], None],
     ) -> None:
         """Fold what is new as soon as it is there; leave out what cannot be folded."""
         told: set[str] = set()
-        while not done.is_set():
+        while not is_over():
             news.clear()
             for name in names:
-                problem = self._fold(name)
+                problem = self._fold(name, is_over)
                 if problem is not None and problem not in told:
                     told.add(problem)
                     on_notice(problem)
             news.wait(POLL_SECONDS)
 
-    def _fold(self, name: str) -> str | None:
-        """Bring one live build to the head; return why it could not be."""
+    def _fold(self, name: str, is_over: Callable[[], bool]) -> str | None:
+        """Bring one live build to the head, or stop; return why it could not be."""
+
+        def go_on(_: object) -> None:
+            if is_over():
+                raise _Over
+
         try:
-            (report,) = self.project([name])
+            (report,) = self.project([name], on_progress=go_on)
+        except _Over:
+            return None
         except KappaLogError as error:
             return str(error)
         except Exception as error:  # noqa: BLE001 - the others' folding goes on
@@ -645,6 +665,17 @@ class KappaLog:
         self._require()
         return self._retrier(who, reason).one(identifier)
 
+    def try_failure(self, identifier: int) -> Trial:
+        """Tell what a retry of one failure would come to; keep nothing of it.
+
+        Handlers are called, as by a dry run of `retry_failures`.
+
+        Raises:
+            NotFound: No such failure.
+        """
+        self._require()
+        return self._retrier(None, None).try_one(identifier)
+
     def retry_failures(
         self,
         *,
@@ -657,7 +688,9 @@ class KappaLog:
         """Hand all matching failures to their handlers again, key by key in order.
 
         Args:
-            dry_run: Count them, and do nothing.
+            dry_run: Tell what would become of them (`trials`, of the first 500), and
+                keep nothing of it. Handlers are called: what they write by
+                ``metadata.connection`` is rolled back, what they do elsewhere is done.
             who: Whom the audit trail names; the user of the machine if None.
             reason: Why, for the audit trail.
             on_progress: Called after each failure.
@@ -665,9 +698,9 @@ class KappaLog:
                 failures without any.
         """
         self._require()
-        if dry_run:
-            return BulkRetry(matched=self.count_failures(**chosen))
-        return self._retrier(who, reason).many(FailureFilter(**chosen), on_progress)
+        retrier = self._retrier(who, reason)
+        work = retrier.try_many if dry_run else retrier.many
+        return work(FailureFilter(**chosen), on_progress)
 
     def discard_failure(
         self, identifier: int, *, who: str | None = None, reason: str | None = None
@@ -688,7 +721,10 @@ class KappaLog:
         reason: str | None = None,
         **chosen: Any,
     ) -> int:
-        """Give matching failures up; return how many. Options as `retry_failures`."""
+        """Give matching failures up; return how many.
+
+        With ``dry_run`` they are only counted. Other options as `retry_failures`.
+        """
         self._require()
         if dry_run:
             return self.count_failures(**chosen)

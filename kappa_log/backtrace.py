@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import traceback
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ class KeptError(NamedTuple):
 
 def kept(error: BaseException, most: int = BACKTRACE_BYTES) -> KeptError:
     """Return an error as it is kept, message and backtrace of at most so many bytes."""
-    lines = _capped(traceback.format_exception(error), most)
+    lines = _capped(_lines(error), most)
     return KeptError(
         type(error).__name__,
         storable(message_of(error), most),
@@ -42,6 +43,28 @@ def storable(text: str, most: int) -> str:
     """Return a text that both databases take: no NUL, no lone surrogates."""
     shown = text.replace("\0", "\\x00")[:most]
     return shown.encode(errors="backslashreplace").decode()
+
+
+def _lines(error: BaseException) -> list[str]:
+    """Return an error's backtrace.
+
+    In a storm all errors are raised at one place, so its stack is formatted once.
+    """
+    if error.__cause__ or error.__context__ or isinstance(error, BaseExceptionGroup):
+        return traceback.format_exception(error)
+    places = tuple(
+        (frame.f_code.co_filename, line, frame.f_code.co_name)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    )
+    head = "Traceback (most recent call last):\n"
+    return [head, *_formatted(places), *traceback.format_exception_only(error)]
+
+
+@lru_cache(maxsize=256)
+def _formatted(places: tuple[tuple[str, int, str], ...]) -> list[str]:
+    """Return the lines of a stack: file, line and function, and the line's text."""
+    stack = [(file, line, name, None) for file, line, name in places]
+    return traceback.StackSummary.from_list(stack).format()
 
 
 def _fingerprint(error: BaseException) -> str:

@@ -180,6 +180,9 @@ class ApiConfig(_Section):
     port: int = Field(default=8080, ge=0, le=65_535)
     hosts: list[str] = []
     """Names by which it may be called, besides those of loopback."""
+    rate_per_second: float | None = Field(default=None, ge=0, le=1_000_000)
+    """Requests a second of each token, and of each address that has none; 0 is no
+    limit. None is 100 where tokens are needed, and no limit on loopback."""
 
 
 class Config(BaseSettings):

@@ -7,7 +7,7 @@ failure; or they end their portion, to be tried again in their place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -224,11 +224,20 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 def decide(
-    database: Database, batch: Batch, effects: Effects | None = None
+    database: Database,
+    batch: Batch,
+    effects: Effects | None = None,
+    also_known: Mapping[bytes, log.Known] = {},
 ) -> Decision:
     """Return what becomes of each portion's records, and upon what it was decided.
 
     No transaction is open, unless a handler asks for its connection.
+
+    Args:
+        database: The log.
+        batch: What is decided about.
+        effects: The transaction of what handlers write.
+        also_known: Messages that are taken for events of the log, by message id.
     """
     lanes = [(p.lane, p.held.source_id) for p in batch.portions if p.waits]
     with database.read() as connection:
@@ -237,6 +246,7 @@ def decide(
         if failures.are_there(connection, database, lanes):
             park_ids = _park_ids(batch.unseen)
         waiting = failures.waited_for(connection, database, lanes, park_ids)
+    known.update(also_known)
     decider = _Decider(database, known, waiting, effects)
     decided = []
     for portion, ids, seen in zip(batch.unseen, batch.ids, batch.seen, strict=True):

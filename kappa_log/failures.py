@@ -17,7 +17,13 @@ import msgspec
 
 from kappa_log.decide import Acked, Decided, Failed, Portion, consume, decide, identify
 from kappa_log.effects import Effects, TransactionDied
-from kappa_log.errors import LostRace, NotFound, RetryFailed, SourceDiverged
+from kappa_log.errors import (
+    LostRace,
+    NotFound,
+    RetryFailed,
+    SourceDiverged,
+    UsageError,
+)
 from kappa_log.events import Event, Position, from_micros
 from kappa_log.handler import Ack, FieldOptions
 from kappa_log.ingest import MAX_RERUNS, Clock, append, started_handler
@@ -27,6 +33,7 @@ from kappa_log.storage import failures, lists, log, replays
 from kappa_log.storage.database import ConstraintViolated, Database
 from kappa_log.storage.failures import FailureFilter, Waiting
 from kappa_log.storage.ledger import Assignment, source_id
+from kappa_log.trial import MAX_TRIALS, Trial, Trier
 
 PAGE = 500
 """Failures that are looked up at a time."""
@@ -56,6 +63,12 @@ class BulkRetry(msgspec.Struct):
     """Keys whose later records still wait."""
     errors: list[str] = []
     """The first few."""
+    waiting: int = 0
+    """Of a dry run: records that would wait behind one that fails again."""
+    untried: int = 0
+    """Of a dry run: matching failures that were only counted."""
+    trials: list[Trial] = []
+    """Of a dry run: what would become of each, what waits behind it included."""
 
 
 class Retrier:
@@ -123,6 +136,68 @@ class Retrier:
                 on_progress(result)
         result.stopped_keys = len(stopped)
         return result
+
+    def try_one(self, identifier: int) -> Trial:
+        """Tell what a retry of one failure would come to; nothing is kept of it.
+
+        Raises:
+            NotFound: No such failure.
+            UsageError: Too many of its key come before it.
+            HandlerError: Its handler's start or stop raised.
+        """
+        with self._run:
+            found = self._find(identifier)
+            queue = self._queue(found, MAX_TRIALS)
+            ids = [waiting.id for waiting in queue]
+            if identifier not in ids:
+                msg = (
+                    f"failure {identifier}: {MAX_TRIALS} or more of its key come "
+                    f"before it; try the first of them, failure {ids[0]}"
+                )
+                raise UsageError(msg)
+            upto = queue[: ids.index(identifier) + 1]
+            *_, trial = Trier(self._database, self._portion).walk(upto)
+        return trial
+
+    def try_many(
+        self, chosen: FailureFilter, on_progress: Callable[[BulkRetry], None]
+    ) -> BulkRetry:
+        """Tell what `many` would come to; nothing is kept of it.
+
+        At most `MAX_TRIALS` failures are looked at, what waits behind them included.
+
+        Raises:
+            HandlerError: A handler's start or stop raised.
+        """
+        result = BulkRetry()
+        seen: set[int] = set()
+        trier = Trier(self._database, self._portion)
+        with self._run:
+            for found in self._matching(chosen):
+                if len(seen) >= MAX_TRIALS:
+                    break
+                if found.id in seen:
+                    continue
+                queue = self._queue(found, MAX_TRIALS - len(seen))
+                for trial in trier.walk(queue):
+                    seen.add(trial.id)
+                    _note(trial, found, result)
+                    on_progress(result)
+        with self._database.read() as connection:
+            result.matched = failures.count(connection, self._database, chosen)
+            result.untried = result.matched - failures.count(
+                connection, self._database, chosen.among(seen)
+            )
+        return result
+
+    def _queue(self, found: Waiting, limit: int) -> list[Waiting]:
+        """Return a failure's key, head first; itself alone if it has none."""
+        if found.park_id is None:
+            return [found]
+        with self._database.read() as connection:
+            return failures.queue_of(
+                connection, self._database, found.park_id, limit=limit
+            )
 
     def _try(self, found: Waiting, result: BulkRetry, stopped: set[bytes]) -> None:
         """Handle one of many again, and what waits with it; note what came of it."""
@@ -247,14 +322,22 @@ class Retrier:
 
     def _attempt(self, found: Waiting, refused: TransactionDied | None) -> Decided:
         """Decide about a failure, and settle it unless it failed again."""
-        kept = self._kept(found)
-        portion = _portion_of(kept, _record_of(kept), self._listener(kept))
+        portion = self._portion(found)
         with Effects(self._database, refused=refused) as effects:
             batch = identify(self._database, [portion])
             (decided,) = decide(self._database, batch, effects).decided
             if not decided.failed:
                 self._settle(found, decided, "retry", portion, effects)
         return decided
+
+    def _portion(self, found: Waiting) -> Portion:
+        """Return a failure's record, with who decides about it.
+
+        Raises:
+            LostRace: It is gone.
+        """
+        kept = self._kept(found)
+        return _portion_of(kept, _record_of(kept), self._listener(kept))
 
     def _kept(self, found: Waiting) -> lists.Failure:
         with self._database.read() as connection:
@@ -363,6 +446,16 @@ class Retrier:
         if isinstance(done, Failed):
             raise RetryFailed("event", event.position, done.error) from done.error
         return isinstance(done, Acked)
+
+
+def _note(trial: Trial, found: Waiting, result: BulkRetry) -> None:
+    """Count what a retry of a failure, or of one of its key, would come to."""
+    result.trials.append(trial)
+    counted = {"waits": "waiting"}.get(trial.outcome, trial.outcome)
+    if counted != "gone":
+        setattr(result, counted, getattr(result, counted) + 1)
+    if trial.outcome == "failed" and found.park_id is not None:
+        result.stopped_keys += 1
 
 
 def _record_of(kept: lists.Failure) -> Record:

@@ -25,6 +25,7 @@ from kappa_log.cli.reading import header_fields
 if TYPE_CHECKING:
     from kappa_log.app import KappaLog
     from kappa_log.failures import BulkRetry
+    from kappa_log.trial import Trial
 
 
 @click.group(cls=Commands)
@@ -171,7 +172,11 @@ def _chosen(
 
 @failures.command("retry")
 @_choice
-@dry_run_option
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Call the handlers, say what would come of it, roll it back.",
+)
 @reason_option
 @json_option
 @pass_app
@@ -189,26 +194,70 @@ def retry_failures(
     """Hand failures to their handlers again, each key in the order of its records.
 
     What waits behind a failure follows it, until one fails again.
+
+    --dry-run walks the first 500 in earnest and keeps nothing. Handlers are called:
+    what they write by metadata.connection is rolled back, what they do elsewhere is
+    done.
     """
     _check_text("--reason", reason)
     which = _chosen(app, ids, every=every, **chosen)
     with output.Meter() as meter:
         total = app.count_failures(**which)
+
+        def show(done: BulkRetry) -> None:
+            count = len(done.trials) or done.matched
+            name = "try" if dry_run else "retry"
+            meter.update(name, count, total, output.plural(count, "failure"))
+
         done = app.retry_failures(
-            dry_run=dry_run,
-            reason=reason,
-            on_progress=lambda d: meter.update(
-                "retry", d.matched, total, output.plural(d.matched, "failure")
-            ),
-            **which,
+            dry_run=dry_run, reason=reason, on_progress=show, **which
         )
     if as_json:
         output.print_json(output.to_json(done))
     elif dry_run:
-        output.line(f"would retry {output.plural(done.matched, 'failure')}")
+        _print_tried(done)
     else:
         _print_retried(done)
     return NEW_FAILURES if done.failed else 0
+
+
+def _print_tried(done: BulkRetry) -> None:
+    output.line(f"would retry {output.plural(done.matched, 'failure')}")
+    if not done.trials:
+        return
+    output.print_table(
+        ("id", "a retry"), [(trial.id, _said(trial)) for trial in done.trials]
+    )
+    output.line(
+        f"would keep {done.acked:,}   skip {done.skipped:,}   "
+        f"duplicate {done.duplicate:,}   fail again {done.failed:,}   "
+        f"wait {done.waiting:,}"
+    )
+    if done.untried:
+        output.line(
+            f"  only the first {len(done.trials):,} were looked at: "
+            f"{output.plural(done.untried, 'failure')} more would be retried"
+        )
+
+
+def _said(trial: Trial) -> str:
+    """Return what would become of a failure, as a sentence without its subject."""
+    if trial.outcome == "duplicate":
+        if trial.position is None:
+            return f"repeats failure {trial.repeats}, which becomes an event"
+        return f"repeats the event at position {trial.position:,}"
+    if trial.outcome == "failed":
+        return f"fails again: {trial.error_class}: {trial.error_message}"
+    if trial.outcome == "waits":
+        return f"waits behind failure {trial.behind}"
+    return _SAID[trial.outcome]
+
+
+_SAID = {
+    "acked": "becomes an event",
+    "skipped": "is skipped",
+    "gone": "is gone: somebody retried or discarded it just now",
+}
 
 
 def _print_retried(done: BulkRetry) -> None:

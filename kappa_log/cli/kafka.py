@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from kappa_log.cli.params import (
     pass_app,
     stop_on_signal,
 )
+from kappa_log.cli.serve import host_option, listening, port_option
 
 if TYPE_CHECKING:
     from kappa_log.app import KappaLog
@@ -93,6 +95,9 @@ def consume(
 @click.command()
 @listener_option
 @gap_option
+@click.option("--serve", "serves", is_flag=True, help="Serve the HTTP API, too.")
+@host_option
+@port_option
 @json_option
 @pass_app
 def run(
@@ -101,13 +106,27 @@ def run(
     *,
     listeners: tuple[str, ...],
     accept_gap: bool,
+    serves: bool,
+    host: str | None,
+    port: int | None,
     as_json: bool,
 ) -> int:
     """Consume topics and fold projections, until Ctrl-C.
 
-    A projection that fails is left where it is, and told; all else goes on.
+    A projection that fails is left where it is, and told; all else goes on. With
+    --serve one process also answers HTTP requests, as `kappa-log serve` does, and
+    prints its address first.
     """
-    with stop_on_signal() as stop, _Board(as_json=as_json) as board:
+    if not serves and (host, port) != (None, None):
+        msg = "--host and --port are for --serve."
+        raise click.UsageError(msg)
+    with contextlib.ExitStack() as context:
+        stop = context.enter_context(stop_on_signal())
+        if serves:
+            server = listening(app, host, port)
+            _print_address(server.url, as_json=as_json)
+            context.enter_context(server.beside(stop))
+        board = context.enter_context(_Board(as_json=as_json))
         reports = app.run(
             listeners,
             stop=stop,
@@ -116,6 +135,14 @@ def run(
             on_progress=board.show,
         )
     return _ended(reports, stop, as_json=as_json)
+
+
+def _print_address(url: str, *, as_json: bool) -> None:
+    if as_json:
+        output.print_json(output.to_json({"url": url}))
+    else:
+        output.line(url)
+    output.stdout().flush()
 
 
 def _ended(reports: list[ConsumeReport], stop: Stop, *, as_json: bool) -> int:

@@ -12,6 +12,7 @@ from kappa_log.cli.params import Commands, json_option, pass_app, stop_on_signal
 
 if TYPE_CHECKING:
     from kappa_log.app import KappaLog
+    from kappa_log.web.server import Server
 
 WSGI = '''\
 """The events API for a WSGI server, with the settings of kappa_log.toml here.
@@ -25,13 +26,19 @@ app = create_app()
 '''
 
 
-@click.command()
-@click.option("--host", help="Where to listen.  [default: api.host, 127.0.0.1]")
-@click.option(
+host_option = click.option(
+    "--host", help="Where to listen.  [default: api.host, 127.0.0.1]"
+)
+port_option = click.option(
     "--port",
     type=click.IntRange(0, 65_535),
     help="Which port; 0 takes a free one.  [default: api.port, 8080]",
 )
+
+
+@click.command()
+@host_option
+@port_option
 @click.option("--access-log", is_flag=True, help="Write about each request on stderr.")
 @pass_app
 def serve(
@@ -41,15 +48,7 @@ def serve(
 
     On 127.0.0.1 without a token; anywhere else only with one.
     """
-    from kappa_log.web.server import Server
-
-    app.head()
-    settings = app.config.api
-    server = Server(
-        app,
-        settings.host if host is None else host,
-        settings.port if port is None else port,
-    )
+    server = listening(app, host, port)
     if access_log:
         from kappa_log.web import access
 
@@ -60,6 +59,24 @@ def serve(
         output.say("Ctrl-C ends it. What there is: /openapi.json")
         server.run(stop)
     return stop.exit_code
+
+
+def listening(app: KappaLog, host: str | None, port: int | None) -> Server:
+    """Return a server that listens where flags or settings say.
+
+    Raises:
+        UsageError: Others could connect and there is no token, or the port is taken.
+        SchemaOutOfDate: There is no database of this version to serve.
+    """
+    from kappa_log.web.server import Server
+
+    app.head()
+    settings = app.config.api
+    return Server(
+        app,
+        settings.host if host is None else host,
+        settings.port if port is None else port,
+    )
 
 
 @click.group(cls=Commands)

@@ -7,7 +7,7 @@ its head, and the only one of them that may be handled.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -29,6 +29,11 @@ class FailureFilter(msgspec.Struct, frozen=True, kw_only=True):
     group: str | None = None
     error_class: str | None = None
     partition: int | None = None
+
+    def among(self, ids: Collection[int]) -> FailureFilter:
+        """Return the filter for those of these failures that it matches."""
+        both = ids if self.ids is None else set(ids).intersection(self.ids)
+        return msgspec.structs.replace(self, ids=tuple(both))
 
 
 class FailureGroup(msgspec.Struct, frozen=True):
@@ -95,10 +100,18 @@ def head_of(
     connection: sa.Connection, database: Database, park_id: bytes
 ) -> Waiting | None:
     """Return the head of a key: what all its later records wait for."""
+    found = queue_of(connection, database, park_id, limit=1)
+    return found[0] if found else None
+
+
+def queue_of(
+    connection: sa.Connection, database: Database, park_id: bytes, *, limit: int
+) -> list[Waiting]:
+    """Return a key's failures in the order in which they are handled, head first."""
     table = database.tables.failures
     query = _waiting(table).where(table.c.park_id == park_id)
-    row = connection.execute(query.order_by(table.c.offset).limit(1)).one_or_none()
-    return None if row is None else _as_waiting(row)
+    rows = connection.execute(query.order_by(table.c.offset).limit(limit))
+    return [_as_waiting(row) for row in rows]
 
 
 def is_head(connection: sa.Connection, database: Database, found: Waiting) -> bool:

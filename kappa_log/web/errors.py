@@ -104,18 +104,25 @@ def problem(
         headers: Further headers.
         more: Further members.
     """
+    body = members(status, message, kind=kind, detail=detail, instance=request.path)
+    return answer(body | more, status, headers)
+
+
+def members(
+    status: int, message: str, *, kind: str = "", detail: str = "", instance: str
+) -> dict[str, Any]:
+    """Return the members of an error's answer; arguments as `problem`."""
     title = HTTPStatus(status).phrase
     name = _WORDS.sub("-", kind or title.replace(" ", "-")).lower()
-    body = {
+    return {
         "error": True,
         "message": message,
         "type": f"urn:kappa-log:problem:{name}",
         "title": title,
         "status": status,
         "detail": detail or message,
-        "instance": request.path,
+        "instance": instance,
     }
-    return answer(body | more, status, headers)
 
 
 def public(text: str) -> str:

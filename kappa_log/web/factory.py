@@ -85,7 +85,8 @@ def create_app(
     app.url_map.merge_slashes = False
     if hosts is None and not needs_token:
         hosts = security.LOOPBACK_HOSTS
-    security.protect(app, hosts=hosts, needs_token=needs_token)
+    rate = log.config.api.rate_per_second
+    security.protect(app, hosts=hosts, needs_token=needs_token, rate_per_second=rate)
     idempotency.register(app)
     errors.register(app)
     for blueprint in BLUEPRINTS:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from apiflask import APIBlueprint
 from flask import Response
 
 from kappa_log.errors import NotFound, UsageError
+from kappa_log.trial import Trial
 from kappa_log.web import spec
 from kappa_log.web.answers import (
     answer,
@@ -19,7 +21,13 @@ from kappa_log.web.answers import (
 from kappa_log.web.errors import public
 from kappa_log.web.events import whole
 from kappa_log.web.log import log
-from kappa_log.web.query import Because, FailureFilterBody, FailureQuery, Limited
+from kappa_log.web.query import (
+    Because,
+    FailureFilterBody,
+    FailureQuery,
+    Limited,
+    RetryQuery,
+)
 from kappa_log.web.security import who
 
 api = APIBlueprint("failures", __name__, url_prefix="/v1/failures")
@@ -66,6 +74,7 @@ def retry_failures(body: FailureFilterBody) -> Response:
     """Hand all matching failures to their handlers again, key by key in order."""
     done = log().retry_failures(who=who(), **_bounded(body))
     done.errors = [public(text) for text in done.errors]
+    done.trials = [_public(trial) for trial in done.trials]
     return answer(done)
 
 
@@ -96,25 +105,31 @@ def discard_failure(identifier: str, query: Because) -> Response:
 
 
 @api.post("/<identifier>/retry")
-@api.input(Because, location="query", arg_name="query")
+@api.input(RetryQuery, location="query", arg_name="query")
 @api.doc(**spec.operation("retryFailure", spec.one("Retried")))
-def retry_failure(identifier: str, query: Because) -> Response:
+def retry_failure(identifier: str, query: RetryQuery) -> Response:
     """Hand a failure to its handler again; an ack makes it an event."""
     number = whole("failure", identifier)
     try:
-        done = log().retry_failure(number, who=who(), reason=query.reason)
+        if query.dry_run:
+            tried = _public(log().try_failure(number))
+            found = msgspec.structs.asdict(tried) | {"dry_run": True}
+        else:
+            done = log().retry_failure(number, who=who(), reason=query.reason)
+            found = msgspec.structs.asdict(done)
     except NotFound:
         raise
     except UsageError:
         _check_listener(number)
         raise
-    return answer(
-        {
-            "acknowledged": done.outcome == "acked",
-            "outcome": done.outcome,
-            "position": done.position,
-        }
-    )
+    return answer({"acknowledged": found["outcome"] == "acked"} | found)
+
+
+def _public(trial: Trial) -> Trial:
+    """Return a trial whose error names no places of the machine."""
+    if trial.error_message is None:
+        return trial
+    return msgspec.structs.replace(trial, error_message=public(trial.error_message))
 
 
 def _bounded(body: FailureFilterBody) -> dict[str, Any]:

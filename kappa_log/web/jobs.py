@@ -125,10 +125,14 @@ class Jobs:
         mine = [job for job in self._jobs if job.id == identifier]
         return mine[-1] if mine else None
 
-    def stop(self) -> None:
-        """Stop all jobs; their replays can be resumed."""
+    def tell_to_stop(self) -> None:
+        """Tell all jobs to stop; their replays can be resumed."""
         for job in self._jobs:
             job.stop()
-        last = time.monotonic() + STOP_SECONDS
+
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Stop all jobs, and wait so long in all for their ends."""
+        self.tell_to_stop()
+        last = time.monotonic() + seconds
         for job in self._jobs:
             job.wait(max(0.0, last - time.monotonic()))

@@ -223,6 +223,15 @@ class Because(Query):
     reason: Reason | None = None
 
 
+class RetryQuery(Because):
+    """How one failure is retried, and why."""
+
+    dry_run: bool = Field(
+        default=False,
+        description="Call the handlers, tell what would come of it, roll it back.",
+    )
+
+
 class FailureFilterBody(Body):
     """Which failures are meant, and why; at least one filter, or all of them."""
 
@@ -232,7 +241,11 @@ class FailureFilterBody(Body):
     group_id: Text | None = None
     error_class: Text | None = None
     all: bool = Field(default=False, description="Needed where no filter is given.")
-    dry_run: bool = False
+    dry_run: bool = Field(
+        default=False,
+        description="Of a retry: call the handlers for the first 500, tell what would "
+        "come of it, roll it back. Of a discard: count.",
+    )
     reason: Reason | None = None
 
     def chosen(self) -> dict[str, Any]:

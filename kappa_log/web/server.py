@@ -1,16 +1,31 @@
-"""The server: waitress in front of the application, until it is told to stop."""
+"""The server: waitress in front of the application, until it is told to stop.
+
+It runs by itself, or in a thread beside what else a process does; one stop ends both.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import logging
 import socket
 import threading
+import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+import waitress
+from typing_extensions import override
+from waitress import wasyncore
+from waitress.channel import HTTPChannel
+from waitress.task import ErrorTask
+
 from kappa_log.errors import UsageError
+from kappa_log.web.errors import members
 from kappa_log.web.factory import create_app
 from kappa_log.web.replays import JOBS
-from kappa_log.web.security import LOOPBACK_HOSTS, MAX_BODY
+from kappa_log.web.security import HEADERS, LOOPBACK_HOSTS, MAX_BODY
 
 if TYPE_CHECKING:
     from kappa_log.app import KappaLog
@@ -23,8 +38,9 @@ IDLE_SECONDS = 60
 TICK_SECONDS = 0.2
 """How long a request to stop may go unnoticed."""
 
-LAST_SECONDS = 5
-"""How long what is being answered may take once it is to end."""
+LAST_SECONDS = 4
+"""How long what is being answered, and what replays write, may take once it is to end;
+what takes longer dies with the process, and rolls back."""
 
 
 class Server:
@@ -40,8 +56,6 @@ class Server:
     """
 
     def __init__(self, log: KappaLog, host: str, port: int) -> None:
-        import waitress
-
         is_private = is_loopback(host)
         if not is_private and not log.has_tokens():
             msg = (
@@ -66,7 +80,13 @@ class Server:
             channel_timeout=IDLE_SECONDS,
             max_request_body_size=MAX_BODY,
             max_request_header_size=MAX_HEADER,
+            # Closing what was not read to its end resets the connection, and with it
+            # the answer that says why: too long headers are read at once.
+            recv_bytes=4 * MAX_HEADER,
         )
+        self._server.channel_class = _Channel
+        # It would say of every busy moment that requests wait for a thread.
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)
 
     @property
     def url(self) -> str:
@@ -76,15 +96,73 @@ class Server:
 
     def run(self, stop: threading.Event) -> None:
         """Answer until told to stop; what is being answered is finished."""
-        from waitress import wasyncore
-
         try:
             while not stop.is_set():
                 wasyncore.loop(timeout=TICK_SECONDS, map=self._sockets, count=1)
         finally:
+            end = time.monotonic() + LAST_SECONDS
+            jobs = self.app.extensions[JOBS]
+            jobs.tell_to_stop()
             self._server.task_dispatcher.shutdown(timeout=LAST_SECONDS)
-            self.app.extensions[JOBS].stop()
+            jobs.stop(end - time.monotonic())
             wasyncore.close_all(self._sockets)
+
+    @contextlib.contextmanager
+    def beside(self, stop: threading.Event) -> Iterator[None]:
+        """Answer in a thread while a block runs; one stop is for both.
+
+        The end of the block stops the server, and the end of the server the block.
+        """
+        failed: list[BaseException] = []
+
+        def answer() -> None:
+            try:
+                self.run(stop)
+            except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+                failed.append(error)
+                stop.set()
+
+        thread = threading.Thread(target=answer, name="serve", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(LAST_SECONDS + 1)
+        if failed:
+            raise failed[0]
+
+
+class _Refusal(ErrorTask):  # type: ignore[misc]  # waitress has no types
+    """The answer to what is refused before the application sees it."""
+
+    @override
+    def execute(self) -> None:
+        code = self.request.error.code
+        # Nobody has looked at its path yet.
+        body = msgspec.json.encode(members(code, _REFUSED[code], instance=""))
+        self.status = f"{code} {self.request.error.reason}"
+        headers = HEADERS | {"Content-Type": "application/json"}
+        self.response_headers.extend(headers.items())
+        self.set_close_on_finish()
+        self.content_length = len(body)
+        self.write(body)
+
+
+_REFUSED = {
+    400: "this is no HTTP request",
+    413: f"the body is longer than {MAX_BODY} bytes",
+    431: f"the request's line and headers are longer than {MAX_HEADER} bytes",
+    500: "internal error; the server's log says more",
+    501: "this transfer encoding is not read",
+}
+"""By all codes that waitress has."""
+
+
+class _Channel(HTTPChannel):  # type: ignore[misc]
+    """A connection."""
+
+    error_task_class = _Refusal
 
 
 def is_loopback(host: str) -> bool:

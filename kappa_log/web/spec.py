@@ -20,6 +20,7 @@ from kappa_log.storage.failures import FailureGroup
 from kappa_log.storage.lists import Checkpointed, Duplicate
 from kappa_log.storage.parked import ParkedKey
 from kappa_log.swap import Swap
+from kappa_log.trial import Trial
 from kappa_log.verify import VerifyReport
 
 REF = "#/components/schemas/"
@@ -38,6 +39,7 @@ SENT = (
     ReplayPlan,
     ReplayReport,
     Swap,
+    Trial,
     VerifyReport,
 )
 """Structures of the engine that are answered as they are."""
@@ -104,9 +106,13 @@ _OURS: dict[str, Schema] = {
     "Retried": _object(
         {
             "acknowledged": {"type": "boolean"},
-            "outcome": {"enum": ["acked", "skipped", "duplicate"]},
+            "outcome": {
+                "enum": ["acked", "skipped", "duplicate", "failed", "waits", "gone"]
+            },
             "position": _maybe("integer"),
-        }
+        },
+        description="What became of a failure. A dry run says by further members, "
+        "those of Trial, what would become of it; the last three outcomes are its own.",
     ),
     "Count": _object({"count": {"type": "integer", "minimum": 0}}),
     "Admitted": _object({"id": {"type": "integer"}, "position": {"type": "integer"}}),

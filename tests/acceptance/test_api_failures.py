@@ -77,7 +77,7 @@ def test_many_are_retried_by_a_filter(world: ApiWorld) -> None:
     """Counted first, then done; the others stay."""
     count = _post(world, "/v1/failures/retry", fingerprint="f1", dry_run=True)
     assert count[1]["matched"] == 2
-    assert world.calls() == []
+    assert _audit(world) == []
 
     status, done = _post(world, "/v1/failures/retry", fingerprint="f1", reason="fixed")
 
@@ -85,6 +85,30 @@ def test_many_are_retried_by_a_filter(world: ApiWorld) -> None:
     assert (done["matched"], done["acked"], done["failed"]) == (2, 2, 0)
     assert world.client.get("/v1/failures/count").json == {"count": 1}
     assert {who for who, *_ in _audit(world)} == {"api@loopback"}
+
+
+def test_a_dry_run_tells_what_would_become_of_each(world: ApiWorld) -> None:
+    """One or many, by the handler's own words; and nothing is kept of it."""
+    world.script({"do": "raise", "message": "no price in /etc/shop/prices.json"})
+
+    status, one = _post(world, "/v1/failures/1/retry?dry_run=true")
+    _, many = _post(world, "/v1/failures/retry", all=True, dry_run=True)
+
+    assert status == 200
+    assert (one["acknowledged"], one["outcome"]) == (False, "failed")
+    assert one["error_class"] == "RuntimeError"
+    assert one["error_message"] == "no price in …/prices.json"
+    assert [t["outcome"] for t in many["trials"]] == ["failed"] * 3
+    assert "etc" not in str(many)
+    world.script(ACKING)
+    _, one = _post(world, "/v1/failures/1/retry?dry_run=true")
+    assert (one["acknowledged"], one["position"]) == (True, None)
+    assert _post(world, "/v1/failures/9/retry?dry_run=true")[0] == 404
+    assert _post(world, "/v1/failures/1/retry?dry_run=maybe")[0] == 422
+    failure: Any = world.client.get("/v1/failures/1").json
+    assert failure["attempts"] == 1
+    assert world.client.get("/v1/events").json == []
+    assert _audit(world) == []
 
 
 def test_many_are_given_up_by_a_filter(world: ApiWorld) -> None:

@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from kappa_log import errors
+from kappa_log import KappaLog, errors
+from kappa_log.config import load_config
 from kappa_log.errors import KappaLogError
 from kappa_log.storage import database as storage
+from kappa_log.web import create_app, rates
 from kappa_log.web.errors import STATUSES, public, status_of
+from kappa_log.web.rates import Rates
+from kappa_log.web.security import RATES
 from support.api import ACKING, ApiWorld, a_failure
 from support.logs import execute
 
@@ -129,6 +133,76 @@ def test_sizes_are_bounded(world: ApiWorld) -> None:
     query = world.client.get("/v1/events?topic=" + "x" * 5000)
 
     assert (body.status_code, query.status_code) == (413, 414)
+
+
+# --- often --------------------------------------------------------------------
+
+
+def _limited(world: ApiWorld, rate: float) -> list[float]:
+    """Bound how often an application may be asked; return its clock's hand."""
+    now = [0.0]
+    world.app.extensions[RATES] = Rates(rate, lambda: now[0])
+    return now
+
+
+def test_who_asks_too_often_is_told_when_to_come_again(world: ApiWorld) -> None:
+    """A second's worth may come at once; liveness is told however often."""
+    now = _limited(world, 0.5)
+
+    def ask(path: str = "/v1/events") -> Any:
+        return world.client.get(path)
+
+    assert ask().status_code == 200
+    refused = ask()
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "2")
+    assert refused.json["message"].startswith("too many requests")
+    assert refused.json["type"] == "urn:kappa-log:problem:too-many-requests"
+    assert ask("/readyz").status_code == ask("/livez").status_code == 200
+    now[0] += 1.5
+    assert ask().headers["Retry-After"] == "1"
+    now[0] += 100
+    assert [ask().status_code for _ in range(2)] == [200, 429]
+    assert world.client.post("/v1/failures/1/retry").status_code == 429
+    assert world.calls() == []
+
+
+def test_each_token_may_ask_as_often_as_any_other(guarded: ApiWorld) -> None:
+    """And whoever has no good one shares the bucket of its address."""
+    _limited(guarded, 2)
+    first, second = (
+        _bearer(guarded.log.create_token(name, "read")) for name in ("ann", "bob")
+    )
+
+    def codes(headers: dict[str, str]) -> list[int]:
+        get = guarded.client.get
+        return [get("/v1/events", headers=headers).status_code for _ in range(3)]
+
+    assert codes(_bearer("guessed")) == [401, 401, 429]
+    assert codes(first) == codes(second) == [200, 200, 429]
+    assert codes({}) == [429] * 3
+
+
+def test_rates_are_as_configured(tmp_path: Path) -> None:
+    """Without a word, tokens have one and this machine has none."""
+    for rate, needs_token, limited in (
+        (None, False, False),
+        (None, True, True),
+        (0, True, False),
+        (3, False, True),
+    ):
+        log = KappaLog(config=load_config(tmp_path, {"api.rate_per_second": rate}))
+        app = create_app(log, needs_token=needs_token)
+        assert (RATES in app.extensions) is limited, (rate, needs_token)
+
+
+def test_buckets_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes from ever new addresses fills no memory."""
+    monkeypatch.setattr(rates, "MAX_BUCKETS", 2)
+    found = Rates(1, lambda: 0.0)
+
+    assert [found.take(who) for who in "aabc"] == [0, 1, 0, 0]
+    assert found.take("c") == 1
+    assert found.take("a") == 0
 
 
 def test_every_answer_is_sealed(world: ApiWorld) -> None:

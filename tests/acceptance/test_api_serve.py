@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -93,6 +94,15 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def reached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Give the address of a server that several tests share."""
+    folder = tmp_path_factory.mktemp("served")
+    assert run(folder, "db", "create").returncode == 0
+    with served(folder) as (url, _):
+        yield url
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)]
 )
@@ -132,6 +142,36 @@ def test_the_access_log_is_a_line_a_request(place: Path) -> None:
     ]
     assert lines[0]["path"] == "/v1/events?topic=a%0Ab&limit=5"
     assert "\x1b" not in err
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        ("GET /v1/events HTTP/1.1\r\nX: {}\r\n\r\n".format("x" * 16_400), 431),
+        ("POST /v1/verify HTTP/1.1\r\nContent-Length: 9999999\r\n\r\n", 413),
+        ("GET /v1/events HTTP/1.1\r\nnonsense\r\n\r\n", 400),
+        ("POST /v1/verify HTTP/1.1\r\nTransfer-Encoding: x\r\n\r\n", 501),
+    ],
+)
+def test_what_is_refused_unread_is_an_error_like_any_other(
+    reached: str, sent: str, code: int
+) -> None:
+    """Nothing that a client gets has another form, or tells by whom it is served."""
+    host, port = reached.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=120) as client:
+        client.sendall(sent.encode())
+        with client.makefile("rb") as answer:
+            status, head = answer.readline(), {}
+            while line := answer.readline().strip().decode():
+                name, _, value = line.partition(": ")
+                head[name] = value
+            body = json.loads(answer.read())
+
+    assert int(status.split()[1]) == body["status"] == code
+    assert (body["error"], body["type"][:22]) == (True, "urn:kappa-log:problem:")
+    assert head["Content-Type"] == "application/json"
+    assert head["X-Content-Type-Options"] == "nosniff"
+    assert "waitress" not in str((head, body))
 
 
 def test_others_are_not_served_without_tokens(place: Path) -> None:

@@ -141,7 +141,10 @@ def test_a_retry_tells_what_came_of_it(typed: Type, world: Poisoned) -> None:
 def test_a_dry_run_counts_and_does_nothing(
     typed: Type, world: Poisoned, act: str
 ) -> None:
-    """By each filter; no reason and no consent are needed to count."""
+    """By each filter; no reason and no consent are needed to count.
+
+    That of a retry ends as the retry would.
+    """
     before = world.app.failures()
     print_ = before[0].fingerprint or ""
 
@@ -153,12 +156,38 @@ def test_a_dry_run_counts_and_does_nothing(
         (("--group", "billing", "--topic", "orders"), 4),
         (("--topic", "others"), 0),
     ):
-        said = typed("failures", act, *chosen, "--dry-run")
+        code = 3 if act == "retry" and count else 0
+        said = typed("failures", act, *chosen, "--dry-run", code=code)
         noun = "failure" if count == 1 else "failures"
         assert f"would {act} {count} {noun}" in said.out
-    found = typed("failures", act, "--all", "--dry-run", "--json").json[0]
+    code = 3 if act == "retry" else 0
+    found = typed("failures", act, "--all", "--dry-run", "--json", code=code).json[0]
     assert found["matched" if act == "retry" else "discarded"] == 4
     assert world.app.failures() == before
+
+
+def test_a_dry_run_of_a_retry_tells_what_would_come_of_each(
+    typed: Type, world: Poisoned
+) -> None:
+    """With the error, if it fails again, and what would wait behind it."""
+    said = typed("failures", "retry", "1", "--dry-run", code=3)
+    assert "would retry 1 failure" in said.out
+    assert "fails again: ValueError: no such order" in said.out
+    assert "waits behind failure 1" in said.out
+    assert "keep 0   skip 0   duplicate 0   fail again 1   wait 1" in said.out
+    world.fix()
+
+    said = typed("failures", "retry", "1", "--dry-run")
+    (found,) = typed("failures", "retry", "1", "--dry-run", "--json").json
+
+    assert said.out.count("becomes an event") == 2
+    assert [(t["id"], t["outcome"]) for t in found["trials"]] == [
+        (world.id_of(offset), "acked") for offset in (0, 1)
+    ]
+    assert world.order() == [4]
+    assert "what they do elsewhere" in " ".join(
+        typed("failures", "retry", "--help").out.split()
+    )
 
 
 @pytest.mark.parametrize("act", ["retry", "discard"])

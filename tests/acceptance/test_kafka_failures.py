@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from typing_extensions import override
 
 from kappa_log import decide
+from support.history import History, Place, Produced, Row, check
 from support.kafka_broker import Record
 from support.topics import Shop
 
@@ -205,6 +208,96 @@ def test_a_full_queue_lets_its_records_wait_in_their_topic(
         running.wait_for(is_drained, "all of the key")
 
     assert of_partition(shop, 0) == list(range(8))
+    assert shop.app.verify().ok
+
+
+class Traffic:
+    """Orders of a few customers, produced while the block goes on."""
+
+    CUSTOMERS = 6
+
+    def __init__(self, broker: RealBroker, topic: str) -> None:
+        """Begin."""
+        self.sent: list[Produced] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(broker, topic))
+
+    def __enter__(self) -> Self:
+        """Return itself, at work."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self, broker: RealBroker, topic: str) -> None:
+        numbers = count()
+        while not self._stop.wait(0.02):
+            orders = [
+                # The first customer's orders are poison until the handler is mended.
+                order(n, n % 4, "ack" if n % self.CUSTOMERS else "raise", key_of(n))
+                for n in islice(numbers, 12)
+            ]
+            places = broker.produce(topic, orders)
+            self.sent += map(made, [topic] * len(orders), orders, places)
+
+
+def key_of(number: int) -> bytes:
+    """Return the customer of an order."""
+    return b"customer %d" % (number % Traffic.CUSTOMERS)
+
+
+def made(topic: str, record: Record, place: tuple[int, int]) -> Produced:
+    """Return a record as the history has it: order is promised to each key."""
+    assert record.key is not None
+    assert record.value is not None
+    name = f"{topic} {record.key.decode()}"
+    return Produced(Place(name, *place), record.value.decode())
+
+
+def test_a_poisoned_customer_is_drained_under_live_traffic(
+    kafka_broker: RealBroker, shop: Patient
+) -> None:
+    """Nobody else waits; mended, all of it comes in the order of its key, once."""
+    shop.configure({"max_retries": 0})
+    traffic = Traffic(kafka_broker, shop.topic)
+    with shop.running() as running:
+        with traffic:
+            running.wait_for(lambda: shop.app.count_failures() > 40, "poison")
+            waiting = {f.key for f in shop.app.failures(limit=1000)}
+            others = {e.key for e in shop.events()}
+            shop.want(**{"raise": "ack"})
+            # The dry run knows, while more of the customer's records come in.
+            assert shop.app.retry_failures(dry_run=True).failed == 0
+            assert shop.app.retry_failures().failed == 0
+            drained = shop.app.head().position
+            running.wait_for(lambda: shop.app.head().position > drained, "more orders")
+        total = len(traffic.sent)
+
+        def is_done() -> bool:
+            shop.app.retry_failures()
+            return shop.app.head().position == total
+
+        running.wait_for(is_done, "all of it")
+
+    assert waiting == {key_of(0)}
+    assert others == {key_of(n) for n in range(1, Traffic.CUSTOMERS)}
+    assert shop.app.failures() == []
+    rows = []
+    for event in shop.events():
+        assert event.key is not None
+        name = f"{shop.topic} {event.key.decode()}"
+        place = Place(name, event.partition, event.offset)
+        rows.append(Row(event.position, place, event.payload_text))
+    ends = {
+        (f"{topic} {key_of(n).decode()}", partition): offset
+        for (topic, partition), offset in shop.offsets().items()
+        for n in range(Traffic.CUSTOMERS)
+    }
+    history = History(produced=traffic.sent, rows=rows, checkpoints=ends)
+    assert check(history) == []
     assert shop.app.verify().ok
 
 

@@ -28,6 +28,8 @@ def _run(
     (folder / "tests").symlink_to(ROOT / "tests")
     script = "\n".join(text for found, text in BLOCK.findall(README) if found == name)
     assert script, f"the README has no block named {name}"
+    # What it left running would hold our pipes.
+    script = f"trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{script}"
     return subprocess.run(
         ["bash", "-euc", script],
         cwd=folder,
@@ -68,6 +70,20 @@ def test_an_own_projection_prints_what_the_readme_shows(
     assert len(shown) == 2
     for line in shown:
         assert line in done.stdout
+
+
+def test_the_commands_by_curl_work(database_url: str, tmp_path: Path) -> None:
+    """Poison is looked at, tried, retried, given up; a replay folds what it became."""
+    done = _run("rest", tmp_path, database_url)
+
+    said = done.stdout
+    assert done.returncode == 0, said + done.stderr
+    assert "Traceback" not in done.stderr
+    assert said.count('"outcome":"failed"') == 3
+    assert said.count('"outcome":"acked"') == 2
+    assert '{"count":0}' in said
+    assert '"outcome":"promoted"' in said
+    assert '[{"entity_id":"north","value":2},{"entity_id":"south","value":2}]' in said
 
 
 def test_the_commands_for_a_cluster_work(
