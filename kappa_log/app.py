@@ -34,7 +34,7 @@ from kappa_log.ingest import IngestProgress, IngestReport
 from kappa_log.keys import key_shape_of
 from kappa_log.listeners import (
     Listener,
-    configured_listener,
+    check_listeners,
     field_listener,
     listener_for,
     section_for,
@@ -255,6 +255,8 @@ class KappaLog:
     ) -> list[ConsumeReport]:
         """Take the records of Kafka topics into the log, each once, as they come.
 
+        Without ``until_end``, a consumer that crashed is made anew after a while.
+
         Args:
             listeners: Ids of configured listeners; all if empty.
             stop: Ends it when set, within five seconds.
@@ -270,25 +272,21 @@ class KappaLog:
             SourceError: The cluster cannot be used.
             StorageError: The database refuses; what was committed is kept.
         """
-        from kappa_log.kafka.consume import Consumption, Options, Watch
-        from kappa_log.kafka.crew import work
+        from kappa_log.kafka import crew
+        from kappa_log.kafka.consume import Options, Watch
 
         sections = self._sections(listeners)
+        check_listeners(sections, self.config)
         self._require()
-        watch = Watch(on_notice, on_progress)
-        crew = [
-            Consumption(
-                self.database,
-                self.config,
-                configured_listener(section, self.config.folder),
-                section,
-                clock=self._clock,
-                options=Options(until_end, accept_gap),
-                watch=watch,
-            )
-            for section in sections
-        ]
-        return work(crew, stop or threading.Event(), on_notice)
+        posts = crew.posts(
+            self.database,
+            self.config,
+            sections,
+            clock=self._clock,
+            options=Options(until_end, accept_gap),
+            watch=Watch(on_notice, on_progress),
+        )
+        return crew.work(list(posts), stop or threading.Event(), on_notice)
 
     def run(
         self,
@@ -396,7 +394,7 @@ class KappaLog:
         self._require()
         keeper = LaneKeeper(
             self.database,
-            Cluster(self.config),
+            Cluster(self.config.of_listener(section)),
             section,
             clock=self._clock,
             accept_gap=accept_gap,
@@ -412,7 +410,12 @@ class KappaLog:
         return [
             found
             for section in sections
-            for found in lag(self.database, self.config, section, self._clock())
+            for found in lag(
+                self.database,
+                self.config.of_listener(section),
+                section,
+                self._clock(),
+            )
         ]
 
     def produce(

@@ -77,9 +77,11 @@ def _listener_checks(app: KappaLog) -> Iterator[Check]:
     config = app.config
     for listener in config.listeners:
         try:
-            configured_listener(listener, config.folder)
+            configured_listener(listener, config)
         except KappaLogError as error:
-            yield Check(f"listener {listener.id}", ok=False, detail=str(error))
+            for line in str(error).splitlines():
+                detail = line.removeprefix(f"listener {listener.id}: ")
+                yield Check(f"listener {listener.id}", ok=False, detail=detail)
         else:
             yield Check(f"listener {listener.id}", ok=True, detail=listener.handler)
     if config.kafka:
@@ -98,15 +100,20 @@ def _cluster_checks(config: Config) -> Iterator[Check]:
         return
     for listener in config.listeners:
         try:
-            found = cluster.topics_of(listener)
+            theirs = (
+                Cluster(config.of_listener(listener)) if listener.kafka else cluster
+            )
+            found = theirs.topics_of(listener)
         except KappaLogError as error:
             yield Check(f"topic {listener.topic}", ok=False, detail=str(error))
             continue
         partitions = sum(len(topic.partitions) for topic in found.values())
         yield Check(
             f"topic {listener.topic}",
-            ok=True,
+            # A pattern may match later; that it matches nothing yet is worth a look.
+            ok=bool(found),
             detail=f"{len(found)} topics, {partitions} partitions",
+            remedy=None if found else "no topic matches the pattern yet: see its topic",
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from kappa_log.codec import decode, decoder_named
+from kappa_log.codec import decode, decode_json
 from kappa_log.config import Config
 from kappa_log.errors import DecodeError, SourceError, UsageError
 from kappa_log.files import Chunk, LineFile
@@ -131,10 +131,7 @@ def _chunks(file: LineFile, sink: Sink) -> Iterator[Chunk]:
 def _key(value: bytes | None, path: tuple[str, ...]) -> bytes | None:
     if not path:
         return None
-    return key_of(decode(_JSON, value).payload, path)
-
-
-_JSON = decoder_named("json")
+    return key_of(decode(decode_json, value).payload, path)
 
 
 class Sink:
