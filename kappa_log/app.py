@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from kappa_log.kafka.consume import ConsumeProgress, ConsumeReport
     from kappa_log.kafka.lag import PartitionLag
     from kappa_log.kafka.produce import ProduceProgress, ProduceReport
+    from kappa_log.kafka.producer import Producer
 
 POLL_SECONDS = 0.2
 """How often a follower looks for new events."""
@@ -450,6 +451,19 @@ class KappaLog:
             partitions=partitions,
             on_progress=on_progress,
         )
+
+    def producer(self, transactional_id: str | None = None) -> Producer:
+        """Return a producer for this log's cluster; close it, or use it in ``with``.
+
+        Args:
+            transactional_id: For its transactions, if it is to have any.
+
+        Raises:
+            ConfigError: No cluster is configured, or a setting is refused.
+        """
+        from kappa_log.kafka.producer import Producer
+
+        return Producer(self.config, transactional_id=transactional_id)
 
     def _sections(self, listeners: Sequence[str]) -> list[ListenerConfig]:
         return sections_named(self.config, listeners)
