@@ -450,6 +450,9 @@ class Consumption:
                 self._trouble.came(error)
             else:
                 self._failure = error
+        except Exception as error:  # noqa: BLE001 - raised in the next turn
+            # The client waits for its assignment all the same, also to close.
+            self._failure = error
         self._partitions.begin(new)
         self._tell_whose("assigned", new)
         if not self._partitions.assigned:
