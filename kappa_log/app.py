@@ -34,7 +34,6 @@ from kappa_log.ingest import IngestProgress, IngestReport
 from kappa_log.keys import key_shape_of
 from kappa_log.listeners import (
     Listener,
-    check_listeners,
     field_listener,
     listener_for,
     section_for,
@@ -277,7 +276,6 @@ class KappaLog:
         from kappa_log.kafka.consume import Options, Watch
 
         sections = self._sections(listeners)
-        check_listeners(sections, self.config)
         self._require()
         posts = crew.posts(
             self.database,

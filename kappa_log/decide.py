@@ -471,8 +471,9 @@ def consume(
             metadata = _metadata(portion, record, message_id, value_sum, effects)
             call = _Call(listener.handler, metadata)
             result = call.make(decoded.payload)
-            if decoded.text is None and decoded.raw is not None:
-                decoded = kept(call.received, decoded.raw)
+            is_bytes = decoded.text is None and decoded.raw is not None
+            if is_bytes and isinstance(result, Ack):
+                decoded = kept(call.received, decoded.raw or b"")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it is kept
         failure = error
     if call is not None and effects is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from kappa_log.decoders import EXTRAS
 from kappa_log.errors import KappaLogError
 from kappa_log.listeners import configured_listener
 from kappa_log.storage.database import sqlite_module
@@ -84,8 +85,23 @@ def _listener_checks(app: KappaLog) -> Iterator[Check]:
                 yield Check(f"listener {listener.id}", ok=False, detail=detail)
         else:
             yield Check(f"listener {listener.id}", ok=True, detail=listener.handler)
+    if config.registry.get("url") and any(
+        x.decoder in EXTRAS for x in config.listeners
+    ):
+        yield _registry_check(config)
     if config.kafka:
         yield from _cluster_checks(config)
+
+
+def _registry_check(config: Config) -> Check:
+    try:
+        from kappa_log.decoders.registry import subjects
+
+        found = subjects(config.registry)
+    except (KappaLogError, ImportError) as error:
+        remedy = "see [registry] in kappa_log.toml"
+        return Check("registry", ok=False, detail=str(error), remedy=remedy)
+    return Check("registry", ok=True, detail=f"{found} subjects")
 
 
 def _cluster_checks(config: Config) -> Iterator[Check]:

@@ -202,19 +202,3 @@ def _handler_of(found: ListenerConfig, folder: Path) -> Handler:
     forget_strangers(found.handler.partition(":")[0].partition(".")[0], folder)
     with importing_from(folder):
         return load_handler(found.handler)
-
-
-def check_listeners(sections: Sequence[ListenerConfig], config: Config) -> None:
-    """Make each of these listeners once, to tell all that is wrong at once.
-
-    Raises:
-        ConfigError: With a line for each thing that is wrong.
-    """
-    wrong: list[str] = []
-    for section in sections:
-        try:
-            configured_listener(section, config)
-        except ConfigError as error:
-            wrong.append(str(error))
-    if wrong:
-        raise ConfigError("\n".join(wrong))

@@ -58,6 +58,18 @@ def client_of(settings: Mapping[str, Any]) -> SchemaRegistryClient:
         return _clients[name]
 
 
+def subjects(settings: Mapping[str, Any]) -> int:
+    """Return how many subjects a registry has: to see whether it answers.
+
+    Raises:
+        RegistryUnavailable: It does not.
+        ConfigError: A setting is wrong.
+    """
+    client = client_of(settings)
+    with translating(client):
+        return len(client.get_subjects())
+
+
 @contextmanager
 def translating(client: SchemaRegistryClient) -> Iterator[None]:
     """Turn whatever is raised into what it means for the record at hand.

@@ -220,7 +220,7 @@ class Consumption:
         finally:
             lanes = self._where()
             self._is_ending = True
-            self._close()
+            self.close()
         return self.report(lanes, reached_end=is_read)
 
     def _read(self, topics: list[str], stop: threading.Event) -> bool:
@@ -523,7 +523,7 @@ class Consumption:
         if self._failure is not None:
             raise self._failure
 
-    def _close(self) -> None:
+    def close(self) -> None:
         """Leave the group; with the brokers away that may take long, so not longer."""
         closing = threading.Thread(
             target=self._consumer.close, name=f"close {self.id}", daemon=True

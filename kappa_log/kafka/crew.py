@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from kappa_log.config import Config, ListenerConfig, RestartConfig
-from kappa_log.errors import HandlerError, KappaLogError, message_of
+from kappa_log.errors import ConfigError, HandlerError, KappaLogError, message_of
 from kappa_log.ingest import Clock
 from kappa_log.kafka.consume import (
     CLOSE_SECONDS,
@@ -98,6 +98,10 @@ class _Member:
         # A daemon: what hangs in a client's or a driver's call cannot keep us.
         self.thread = threading.Thread(target=self._work, name=self.id, daemon=True)
 
+    def dismiss(self) -> None:
+        """Let its consumer go, which never worked."""
+        self._consumption.close()
+
     def _work(self) -> None:
         try:
             self.report = self._supervised()
@@ -160,11 +164,12 @@ def work(
         The reports, in the order of the posts; one that did not end in time has none.
 
     Raises:
+        ConfigError: Some cannot be made; all that is wrong with any is told, by lines.
         KappaLogError: What the first consumer that failed for good raised; the others
             were stopped.
     """
     together = threading.Event()
-    crew = [_Member(post, together, on_notice) for post in crew_posts]
+    crew = _made(crew_posts, together, on_notice)
     for member in crew:
         member.thread.start()
     try:
@@ -181,6 +186,26 @@ def work(
     for member in _at_work(crew):
         on_notice(f"{member.id} did not end in time: its last batch rolls back")
     return [member.report for member in crew if member.report is not None]
+
+
+def _made(
+    crew_posts: Sequence[Post],
+    stop: threading.Event,
+    on_notice: Callable[[str], None],
+) -> list[_Member]:
+    made: list[_Member] = []
+    wrong: list[str] = []
+    for post in crew_posts:
+        try:
+            made.append(_Member(post, stop, on_notice))
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        for member in made:
+            member.dismiss()
+        # Consumers of one listener are refused in the same words.
+        raise ConfigError("\n".join(dict.fromkeys(wrong)))
+    return made
 
 
 def _at_work(crew: Sequence[_Member]) -> list[_Member]:

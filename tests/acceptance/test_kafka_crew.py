@@ -308,11 +308,14 @@ def test_records_wait_for_a_registry_that_is_away_and_do_not_count_it(
     with shop.running() as running:
         running.wait_for(lambda: len(shop.events()) == 3, "the registry")
 
+    looked = server.asked
+    (seen,) = [check for check in shop.app.doctor() if check.name == "registry"]
+    assert (seen.ok, server.asked) == (False, looked + 1)
     assert server.answers == []
     assert running.told("schema registry 127.0.0.1:", "gives no answer") == 1
     assert [call.retry_count for call in shop.calls] == [0, 0, 0]
     assert shop.app.failures() == []
-    assert server.asked == 4
+    assert looked == 4
 
 
 def test_a_record_of_an_unknown_schema_fails_and_is_retried_when_it_is_known(

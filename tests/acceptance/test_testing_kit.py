@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from datetime import UTC, datetime
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +129,19 @@ def test_what_around_consume_makes_of_bytes_is_kept() -> None:
     assert (plain.event.payload, plain.event.raw) == ("/w==", b"\xff")
     assert plain.event.entity_id == "ÿ"
 
+    class Passing(Upper):
+        @override
+        def around_consume(self, payload: Any, metadata: Any, proceed: Any) -> object:
+            return proceed(object())
+
+        @override
+        def consume(self, payload: Any, metadata: Any) -> object:
+            return None if metadata.key else ack("x", None)
+
+    skipped = process_message(Passing, b"ada", key="k", decoder="bytes")
+    assert skipped.outcome == "skipped"
+    assert process_message(Passing, b"ada", decoder="bytes").outcome == "failed"
+
 
 def test_a_handler_that_cannot_work_is_told_before_anything(tmp_path: Path) -> None:
     """As `consume` and `doctor` would."""
@@ -250,53 +259,6 @@ def test_a_fold_that_fails_names_its_event() -> None:
                 make_event(payload="x", entity_id="a"),
             ]
         ).fold(sums)
-
-
-# --- pytest ------------------------------------------------------------------
-
-USERS_TEST = """
-def test_it(kappa_log, tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"id": 1}\\n')
-    kappa_log.ingest(tmp_path / "a.jsonl", topic="t")
-    kappa_log.project()
-    assert [r["value"] for r in kappa_log.rows("counted")] == [1]
-
-def test_another_is_empty(kappa_log):
-    assert kappa_log.head().position == 0
-"""
-
-USERS_PROJECTION = """
-from kappa_log import projection
-
-@projection(topics=["t"], version=1, key=lambda e: "all")
-def counted(state: int | None, event) -> int | None:
-    return (state or 0) + 1
-"""
-
-
-def test_pytest_gives_each_test_a_log_of_its_own(tmp_path: Path) -> None:
-    """Users install kappa_log and name the fixture; their projections are there."""
-    (tmp_path / "projections").mkdir()
-    (tmp_path / "projections" / "counted.py").write_text(USERS_PROJECTION)
-    (tmp_path / "test_users.py").write_text(USERS_TEST)
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-
-    (plugin,) = entry_points(group="pytest11", name="kappa_log")
-    alone = {"PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-
-    # Loaded by its name: the other plugins here would take seconds to start.
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", plugin.value],
-        cwd=tmp_path,
-        env={**os.environ, **alone},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 passed" in done.stdout
-    assert not (tmp_path / "kappa_log.db").exists()
 
 
 def test_a_log_with_another_prefix_is_made_anew(
