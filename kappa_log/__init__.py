@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kappa_log.events import ORIGIN, Event, Position, make_event
     from kappa_log.fold import Projection, projection
     from kappa_log.handler import Ack, FieldOptions, Handler, Metadata, ack
+    from kappa_log.kafka.producer import Producer
     from kappa_log.plan import ReplayPlan
     from kappa_log.steps import ReplayReport
 
@@ -34,6 +35,7 @@ _HOMES = {
     "KappaLogError": "errors",
     "Metadata": "handler",
     "Position": "events",
+    "Producer": "kafka.producer",
     "Projection": "fold",
     "ProjectionError": "errors",
     "ReplayPlan": "plan",
@@ -55,6 +57,7 @@ __all__ = [
     "KappaLogError",
     "Metadata",
     "Position",
+    "Producer",
     "Projection",
     "ProjectionError",
     "ReplayPlan",

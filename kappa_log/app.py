@@ -34,7 +34,6 @@ from kappa_log.ingest import IngestProgress, IngestReport
 from kappa_log.keys import key_shape_of
 from kappa_log.listeners import (
     Listener,
-    configured_listener,
     field_listener,
     listener_for,
     section_for,
@@ -83,6 +82,7 @@ if TYPE_CHECKING:
     from kappa_log.kafka.consume import ConsumeProgress, ConsumeReport
     from kappa_log.kafka.lag import PartitionLag
     from kappa_log.kafka.produce import ProduceProgress, ProduceReport
+    from kappa_log.kafka.producer import Producer
 
 LAST_FOLD_SECONDS = 1.5
 """How long folding may take to notice that consuming has ended; it was told when that
@@ -269,6 +269,8 @@ class KappaLog:
     ) -> list[ConsumeReport]:
         """Take the records of Kafka topics into the log, each once, as they come.
 
+        Without ``until_end``, a consumer that crashed is made anew after a while.
+
         Args:
             listeners: Ids of configured listeners; all if empty.
             stop: Ends it when set, within five seconds.
@@ -284,25 +286,20 @@ class KappaLog:
             SourceError: The cluster cannot be used.
             StorageError: The database refuses; what was committed is kept.
         """
-        from kappa_log.kafka.consume import Consumption, Options, Watch
-        from kappa_log.kafka.crew import work
+        from kappa_log.kafka import crew
+        from kappa_log.kafka.consume import Options, Watch
 
         sections = self._sections(listeners)
         self._require()
-        watch = Watch(on_notice, on_progress)
-        crew = [
-            Consumption(
-                self.database,
-                self.config,
-                configured_listener(section, self.config.folder),
-                section,
-                clock=self._clock,
-                options=Options(until_end, accept_gap),
-                watch=watch,
-            )
-            for section in sections
-        ]
-        return work(crew, stop or threading.Event(), on_notice)
+        posts = crew.posts(
+            self.database,
+            self.config,
+            sections,
+            clock=self._clock,
+            options=Options(until_end, accept_gap),
+            watch=Watch(on_notice, on_progress),
+        )
+        return crew.work(list(posts), stop or threading.Event(), on_notice)
 
     def run(
         self,
@@ -422,7 +419,7 @@ class KappaLog:
         self._require()
         keeper = LaneKeeper(
             self.database,
-            Cluster(self.config),
+            Cluster(self.config.of_listener(section)),
             section,
             clock=self._clock,
             accept_gap=accept_gap,
@@ -438,7 +435,12 @@ class KappaLog:
         return [
             found
             for section in sections
-            for found in lag(self.database, self.config, section, self._clock())
+            for found in lag(
+                self.database,
+                self.config.of_listener(section),
+                section,
+                self._clock(),
+            )
         ]
 
     def produce(
@@ -473,6 +475,19 @@ class KappaLog:
             partitions=partitions,
             on_progress=on_progress,
         )
+
+    def producer(self, transactional_id: str | None = None) -> Producer:
+        """Return a producer for this log's cluster; close it, or use it in ``with``.
+
+        Args:
+            transactional_id: For its transactions, if it is to have any.
+
+        Raises:
+            ConfigError: No cluster is configured, or a setting is refused.
+        """
+        from kappa_log.kafka.producer import Producer
+
+        return Producer(self.config, transactional_id=transactional_id)
 
     def _sections(self, listeners: Sequence[str]) -> list[ListenerConfig]:
         return sections_named(self.config, listeners)

@@ -8,18 +8,23 @@ keys, no lone surrogates, at most 512 levels. The text is kept byte for byte.
 msgspec does nearly all of it at full speed and keeps integers of any size; what it
 lets pass (duplicate keys, deep nesting) is ruled out by counting bytes first, and
 only what counting cannot clear goes through the slow exact check.
+
+Another format's values are written as JSON that loses nothing (`made`), and that text
+is read back: handlers and folds see the same, now and in ten years.
 """
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import msgspec
 
-from kappa_log.errors import ConfigError, DecodeError
+from kappa_log.errors import DecodeError
 
 MAX_DEPTH = 512
 """Levels of nesting; more is refused before anything recurses over it."""
@@ -36,9 +41,14 @@ class Decoded(msgspec.Struct, frozen=True, gc=False):
     payload: Any
     raw: bytes | None
     """Received bytes, where the text was made from another format."""
+    said: Any = None
+    """An `Ack` with what the format itself says, for where the handler's is silent."""
 
 
-Decoder = Callable[[bytes], Decoded]
+Headers = Sequence[tuple[str, bytes | None]]
+
+Decoder = Callable[[bytes, Headers], Decoded]
+"""Makes JSON of a record's value; raises DecodeError where it is none of its format."""
 
 _TOMBSTONE = Decoded(None, None, None)
 # Only for valid JSON: over strings that never end it would take quadratic time.
@@ -46,8 +56,8 @@ _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _decode = msgspec.json.Decoder().decode
 
 
-def decode_json(value: bytes) -> Decoded:
-    """Return the JSON text and value of received bytes.
+def decode_json(value: bytes, headers: Headers = ()) -> Decoded:  # noqa: ARG001
+    """Return the JSON text and value of received bytes; headers say nothing about it.
 
     Raises:
         DecodeError: They are not strict JSON; the message says what is wrong.
@@ -69,22 +79,51 @@ def decode_json(value: bytes) -> Decoded:
     return Decoded(text, payload, None)
 
 
-def decode(decoder: Decoder, value: bytes | None) -> Decoded:
+def decode_bytes(value: bytes, headers: Headers = ()) -> Decoded:  # noqa: ARG001
+    """Return received bytes as they are; what is kept is decided by `kept` later."""
+    return Decoded(None, value, value)
+
+
+def decode(decoder: Decoder, value: bytes | None, headers: Headers = ()) -> Decoded:
     """Return what a decoder makes of a value; a tombstone needs none."""
-    return _TOMBSTONE if value is None else decoder(value)
+    return _TOMBSTONE if value is None else decoder(value, headers)
 
 
-def decoder_named(name: str) -> Decoder:
-    """Return the decoder of that name.
+def made(value: Any, raw: bytes) -> Decoded:
+    """Return a value of another format as JSON that loses nothing of it.
+
+    Whole numbers are JSON numbers of any size; decimals are text with all their digits,
+    bytes base64, times ISO 8601, UUIDs and enumerations text; what a float may be and
+    JSON has no number for is ``"NaN"``, ``"Infinity"`` or ``"-Infinity"``.
+
+    Args:
+        value: What was decoded.
+        raw: The bytes that it was decoded from.
 
     Raises:
-        ConfigError: There is none; the message lists those there are.
+        DecodeError: JSON has no form for it.
     """
-    found = _DECODERS.get(name)
-    if found is None:
-        msg = f"decoder {name!r} is not known; use one of: {', '.join(_DECODERS)}"
-        raise ConfigError(msg)
-    return found
+    try:
+        text = msgspec.json.encode(_with_finite_numbers(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        msg = f"there is no JSON for it: {error}"
+        raise DecodeError(msg) from None
+    # What was decoded goes: from here on the text counts, and is strict JSON.
+    found = decode_json(text)
+    return Decoded(found.text, found.payload, raw)
+
+
+def kept(received: Any, raw: bytes) -> Decoded:
+    """Return what the log keeps where a handler is given bytes.
+
+    Args:
+        received: What `consume` received: JSON values if `around_consume` made such,
+            else bytes, which are kept as base64 text.
+        raw: The received bytes.
+    """
+    if received is None or received.__class__ is bytes:
+        received = base64.b64encode(received or raw).decode()
+    return made(received, raw)
 
 
 def check_id(name: str, value: str | None) -> None:
@@ -104,7 +143,18 @@ def check_id(name: str, value: str | None) -> None:
         raise DecodeError(msg)
 
 
-_DECODERS: dict[str, Decoder] = {"json": decode_json}
+def _with_finite_numbers(value: Any) -> Any:
+    """Return a value with text in place of floats that JSON has no number for."""
+    kind = value.__class__
+    if kind is float and not math.isfinite(value):
+        if math.isnan(value):
+            return "NaN"
+        return "Infinity" if value > 0 else "-Infinity"
+    if kind is dict:
+        return {name: _with_finite_numbers(found) for name, found in value.items()}
+    if kind is list:
+        return [_with_finite_numbers(found) for found in value]
+    return value
 
 
 def _refuse(value: bytes, error: Exception) -> NoReturn:

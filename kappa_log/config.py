@@ -45,7 +45,11 @@ ENV_PREFIX = "KAPPA_LOG__"
 DEFAULT = "default"
 """Origin of a value that nobody set."""
 
-_SECRET_KEY = re.compile(r"password|secret|key", re.IGNORECASE)
+_CLIENTS = ("kafka", "producer", "registry")
+"""Sections that are handed to a client as they stand, under its own dotted names."""
+
+_CLIENT_KEY = re.compile(rf"(?:listeners\.)?(?:{'|'.join(_CLIENTS)})\.(.+)")
+_SECRET_KEY = re.compile(r"password|secret|key|token|user\.info", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(?<=://)([^/@:]*):([^/]*)@")
 _URL_SECRET = re.compile(
     r"([?&][^=&]*(?:password|secret|key)[^=&]*)=[^&]*", re.IGNORECASE
@@ -74,10 +78,28 @@ class BackoffConfig(_Section):
 
     @model_validator(mode="after")
     def _in_order(self) -> BackoffConfig:
-        if self.min_ms > self.max_ms:
-            msg = f"min_ms {self.min_ms} is above max_ms {self.max_ms}"
-            raise ValueError(msg)
+        _check_order(self.min_ms, self.max_ms)
         return self
+
+
+class RestartConfig(_Section):
+    """What becomes of a listener that crashed, while it runs as a service."""
+
+    min_ms: int = Field(default=1_000, ge=1)
+    max_ms: int = Field(default=60_000, le=3_600_000)
+    max: int | None = Field(default=None, ge=0)
+    """How often in a row, with no batch committed between; None without end."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> RestartConfig:
+        _check_order(self.min_ms, self.max_ms)
+        return self
+
+
+def _check_order(min_ms: int, max_ms: int) -> None:
+    if min_ms > max_ms:
+        msg = f"min_ms {min_ms} is above max_ms {max_ms}"
+        raise ValueError(msg)
 
 
 Start = Literal["earliest", "latest"] | Annotated[int, Field(ge=0)]
@@ -90,7 +112,7 @@ class ListenerConfig(_Section):
     """A topic, or with ``^`` in front a regular expression of topics."""
     group_id: str = Field(min_length=1)
     handler: str
-    """``module:Class``, importable from the configuration's folder."""
+    """``module:Class`` or ``module:function``, from the configuration's folder."""
     start: Start | dict[int, Start] = "earliest"
     """Where the very first run begins, for all partitions or by partition."""
     decoder: str = "json"
@@ -99,6 +121,16 @@ class ListenerConfig(_Section):
     """None retries for ever, in order."""
     backoff: BackoffConfig = BackoffConfig()
     park: Literal["key", "event"] = "key"
+    max_concurrency: int = Field(default=1, ge=1, le=100)
+    """Consumers of this process that share the topic's partitions, a thread each."""
+    restart: RestartConfig = RestartConfig()
+    kafka: dict[str, Any] = {}
+    """librdkafka's settings for this listener alone, over those of ``[kafka]``."""
+
+    @field_validator("kafka", mode="before")
+    @classmethod
+    def _join_kafka_keys(cls, value: object) -> object:
+        return _joined(value)
 
     @field_validator("topic")
     @classmethod
@@ -196,6 +228,10 @@ class Config(BaseSettings):
     kafka: dict[str, Any] = {}
     """Handed to librdkafka as it stands."""
     listeners: list[ListenerConfig] = []
+    producer: dict[str, Any] = {}
+    """librdkafka's settings for producers alone, over those of ``[kafka]``."""
+    registry: dict[str, Any] = {}
+    """Handed to the schema registry's client as it stands; ``url`` is where it is."""
     projections: ProjectionsConfig = ProjectionsConfig()
     ingest: IngestConfig = IngestConfig()
     archive: ArchiveConfig = ArchiveConfig()
@@ -226,11 +262,16 @@ class Config(BaseSettings):
         """Dotted key → value as people may see it: secrets are masked."""
         return {k: masked(k, v) for k, v in _flat(self.model_dump(mode="json"))}
 
-    @field_validator("kafka", mode="before")
+    @field_validator(*_CLIENTS, mode="before")
     @classmethod
-    def _join_kafka_keys(cls, value: object) -> object:
-        """Take ``bootstrap.servers = …`` without quotes, which TOML nests, too."""
-        return dict(_flat(value)) if isinstance(value, dict) else value
+    def _join_client_keys(cls, value: object) -> object:
+        return _joined(value)
+
+    def of_listener(self, listener: ListenerConfig) -> Config:
+        """Return the settings as one listener has them: its ``kafka`` over all's."""
+        if not listener.kafka:
+            return self
+        return self.model_copy(update={"kafka": self.kafka | listener.kafka})
 
     @override
     @classmethod
@@ -296,10 +337,15 @@ def resolve_url(url: str, folder: Path) -> str:
 def masked(key: str, value: Any) -> Any:
     """Return a setting's value without the secrets in it.
 
-    Passwords in URLs are hidden, and in [kafka] all that is called password,
-    secret or key.
+    Passwords in URLs are hidden, and in what is handed to clients all that is called
+    password, secret, key, token or user.info.
     """
-    if key.startswith("kafka.") and _SECRET_KEY.search(key):
+    if isinstance(value, list):
+        return [masked(key, found) for found in value]
+    if isinstance(value, dict):
+        return {name: masked(f"{key}.{name}", found) for name, found in value.items()}
+    found = _CLIENT_KEY.fullmatch(key)
+    if found and _SECRET_KEY.search(found[1]):
         return "***"
     if not isinstance(value, str):
         return value
@@ -384,22 +430,30 @@ def _environment() -> _Layer:
     except SettingsError as error:
         msg = f"variable {error.__cause__ or error}"
         raise ConfigError(msg) from None
-    if isinstance(values.get("kafka"), dict):
-        # A variable's name has no dots; librdkafka's names have no underscores.
-        values["kafka"] = {k.replace("_", "."): v for k, v in values["kafka"].items()}
+    for section in _CLIENTS:
+        if isinstance(values.get(section), dict):
+            # A variable's name has no dots; the clients' names have no underscores.
+            values[section] = {
+                name.replace("_", "."): value for name, value in values[section].items()
+            }
 
     def origin(key: str) -> str:
-        wanted = ENV_PREFIX.lower() + key.replace(".", "__")
-        if key.startswith("kafka."):
-            wanted = f"{ENV_PREFIX.lower()}kafka__{key[6:].replace('.', '_')}"
-        section = ENV_PREFIX.lower() + key.partition(".")[0]
-        return names.get(wanted) or names.get(section) or wanted.upper()
+        section, _, name = key.partition(".")
+        separator = "_" if section in _CLIENTS else "__"
+        whole = ENV_PREFIX.lower() + section
+        wanted = f"{whole}__{name.replace('.', separator)}" if name else whole
+        return names.get(wanted) or names.get(whole) or wanted.upper()
 
     return _Layer(values, origin)
 
 
 def _flag(key: str) -> str:
     return "--" + key.rpartition(".")[2].replace("_", "-")
+
+
+def _joined(value: object) -> object:
+    """Take ``bootstrap.servers = …`` without quotes, which TOML nests, too."""
+    return dict(_flat(value)) if isinstance(value, dict) else value
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,9 +15,15 @@ import msgspec
 import sqlalchemy as sa
 
 from kappa_log import backtrace, chain
-from kappa_log.codec import Decoded, decode
+from kappa_log.codec import Decoded, decode, kept
 from kappa_log.effects import Effects
-from kappa_log.errors import DecodeError, SourceDiverged, StorageError, message_of
+from kappa_log.errors import (
+    DecodeError,
+    RegistryUnavailable,
+    SourceDiverged,
+    StorageError,
+    message_of,
+)
 from kappa_log.events import Position, make_event
 from kappa_log.handler import (
     Ack,
@@ -320,7 +326,9 @@ def _message_ids(portion: Portion) -> tuple[Portion, list[bytes | Failed]]:
     for index, record in enumerate(records):
         try:
             if path:
-                payload = decode(portion.listener.decoder, record.value).payload
+                payload = decode(
+                    portion.listener.decoder, record.value, record.headers
+                ).payload
                 record = msgspec.structs.replace(record, key=key_of(payload, path))  # noqa: PLW2901
                 records[index] = record
             ids.append(identity.of(record))
@@ -461,13 +469,16 @@ def consume(
     decoded: Decoded | None = None
     result: object = None
     try:
-        decoded = decode(listener.decoder, record.value)
+        decoded = decode(listener.decoder, record.value, record.headers)
         if listener.handler.__class__ is FieldHandler:
             result = listener.handler.consume(decoded.payload, None)  # type: ignore[arg-type]
         else:
             metadata = _metadata(portion, record, message_id, value_sum, effects)
             call = _Call(listener.handler, metadata)
             result = call.make(decoded.payload)
+            is_bytes = decoded.text is None and decoded.raw is not None
+            if is_bytes and isinstance(result, Ack):
+                decoded = kept(call.received, decoded.raw or b"")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it is kept
         failure = error
     if call is not None and effects is not None:
@@ -475,7 +486,8 @@ def consume(
         swallowed = effects.end_of_record(keep=failure is None)
         failure = failure or swallowed
     if failure is not None:
-        return _not_consumed(portion, record, message_id, call, failure)
+        said = None if decoded is None else decoded.said
+        return _not_consumed(portion, record, message_id, call, failure, said)
     if decoded is None or not isinstance(result, Ack):
         return None
     return _acked(record, result, message_id, value_sum, decoded)
@@ -504,17 +516,26 @@ def _not_consumed(
     message_id: bytes,
     call: _Call | None,
     error: BaseException,
+    said: Ack | None,
 ) -> Failed | Stopped:
-    """Return what becomes of a record that raised."""
+    """Return what becomes of a record that raised; its format may have said some."""
     if isinstance(error, StorageError) and error.retryable:
         # The log's own database: no record is to blame.
         raise error
+    if isinstance(error, RegistryUnavailable) and call is None:
+        # Nor for this; and it was not tried, so it does not count.
+        if portion.attempt is None:
+            raise error
+        return Stopped(record.offset, portion.tries_of(record), str(error))
     if call is not None and _is_tried_again(portion, call, error):
         tries = portion.tries_of(record) + 1
         why = f"{type(error).__name__}: {message_of(error)}"
         return Stopped(record.offset, tries, why)
     given = None if call is None else call.received
-    return _failed(portion, record, error, message_id, given)
+    failed = _failed(portion, record, error, message_id, given)
+    if said is None:
+        return failed
+    return msgspec.structs.replace(failed, said=_completed(failed.said, said))
 
 
 def _acked(
@@ -525,6 +546,8 @@ def _acked(
     decoded: Decoded,
 ) -> Acked:
     text, raw = decoded.text, decoded.raw
+    if decoded.said is not None:
+        result = _completed(result, decoded.said)
     headers = encode_headers(record.headers)
     # Without raw, the text is the received value itself.
     value = record.value if raw is None else (text or "").encode()
@@ -535,6 +558,16 @@ def _acked(
         result.event_type, result.event_version, message_id, value_sum, parts
     )
     return Acked(record, result, message_id, value_sum, text, raw, headers, tail)
+
+
+def _completed(given: Ack, said: Ack) -> Ack:
+    """Return an ack with what the format says where the handler said nothing."""
+    return Ack(
+        given.entity_id if given.entity_id is not None else said.entity_id,
+        given.event_time if given.event_time is not None else said.event_time,
+        given.event_type if given.event_type is not None else said.event_type,
+        given.event_version if given.event_version is not None else said.event_version,
+    )
 
 
 def _is_tried_again(portion: Portion, call: _Call, error: BaseException) -> bool:

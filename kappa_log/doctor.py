@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from kappa_log.decoders import EXTRAS
 from kappa_log.errors import KappaLogError
 from kappa_log.listeners import configured_listener
 from kappa_log.storage.database import sqlite_module
@@ -77,13 +78,30 @@ def _listener_checks(app: KappaLog) -> Iterator[Check]:
     config = app.config
     for listener in config.listeners:
         try:
-            configured_listener(listener, config.folder)
+            configured_listener(listener, config)
         except KappaLogError as error:
-            yield Check(f"listener {listener.id}", ok=False, detail=str(error))
+            for line in str(error).splitlines():
+                detail = line.removeprefix(f"listener {listener.id}: ")
+                yield Check(f"listener {listener.id}", ok=False, detail=detail)
         else:
             yield Check(f"listener {listener.id}", ok=True, detail=listener.handler)
+    if config.registry.get("url") and any(
+        x.decoder in EXTRAS for x in config.listeners
+    ):
+        yield _registry_check(config)
     if config.kafka:
         yield from _cluster_checks(config)
+
+
+def _registry_check(config: Config) -> Check:
+    try:
+        from kappa_log.decoders.registry import subjects
+
+        found = subjects(config.registry)
+    except (KappaLogError, ImportError) as error:
+        remedy = "see [registry] in kappa_log.toml"
+        return Check("registry", ok=False, detail=str(error), remedy=remedy)
+    return Check("registry", ok=True, detail=f"{found} subjects")
 
 
 def _cluster_checks(config: Config) -> Iterator[Check]:
@@ -98,15 +116,20 @@ def _cluster_checks(config: Config) -> Iterator[Check]:
         return
     for listener in config.listeners:
         try:
-            found = cluster.topics_of(listener)
+            theirs = (
+                Cluster(config.of_listener(listener)) if listener.kafka else cluster
+            )
+            found = theirs.topics_of(listener)
         except KappaLogError as error:
             yield Check(f"topic {listener.topic}", ok=False, detail=str(error))
             continue
         partitions = sum(len(topic.partitions) for topic in found.values())
         yield Check(
             f"topic {listener.topic}",
-            ok=True,
+            # A pattern may match later; that it matches nothing yet is worth a look.
+            ok=bool(found),
             detail=f"{len(found)} topics, {partitions} partitions",
+            remedy=None if found else "no topic matches the pattern yet: see its topic",
         )
 
 

@@ -13,7 +13,9 @@
     ├── StaleCode                a build's code is not the registered code
     ├── SourceError              a source of records cannot be read
     │   ├── SourceDiverged       it was read before and is now something else
-    │   └── SourceGap            records were deleted before they were read
+    │   ├── SourceGap            records were deleted before they were read
+    │   ├── RegistryUnavailable  the schema registry gives no answer
+    │   └── DeliveryFailed       the cluster did not take a record
     ├── VerificationError        the log or a view is not what it should be
     └── StorageError             the database refused; the driver's error is the cause
         ├── DatabaseBusy         locked by another process; try later
@@ -216,6 +218,26 @@ class SourceGap(SourceError):
             f"{available}. Nothing was passed over; to go on without them, run: "
             "kappa-log consume --accept-gap"
         )
+
+
+class RegistryUnavailable(SourceError):
+    """The schema registry gives no answer; no record is to blame, none is passed."""
+
+
+class DeliveryFailed(SourceError):
+    """The cluster did not acknowledge a record that was produced.
+
+    Attributes:
+        topic: Where it was to go.
+        reason: What the client says.
+    """
+
+    def __init__(self, topic: str, reason: str, *, retryable: bool = False) -> None:
+        """Say which topic lacks it, and why."""
+        self.topic = topic
+        self.reason = reason
+        self.retryable = retryable
+        super().__init__(f"a record is not in topic {topic}: {reason}")
 
 
 class VerificationError(KappaLogError):

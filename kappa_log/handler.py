@@ -2,11 +2,13 @@
 
 A handler is called at least once for a record: a kill or a fenced writer repeats
 it. What it returns decides: `ack(...)` makes the record an event, anything else
-skips it, an exception makes it a Failure, kept whole.
+skips it, an exception makes it a Failure, kept whole. It is a class with hooks, or a
+plain function ``(payload, metadata)``, which is a class with nothing but `consume`.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -214,32 +216,112 @@ def is_overridden(handler: Handler, hook: str) -> bool:
     return getattr(type(handler), hook) is not getattr(Handler, hook)
 
 
+class FunctionHandler(Handler):
+    """A plain function as a handler."""
+
+    def __init__(self, function: Callable[[Any, Metadata], object]) -> None:
+        """Keep the function; it is called as it is."""
+        self.function = function
+
+    @override
+    def consume(self, payload: Any, metadata: Metadata) -> object:
+        """Return what the function returns."""
+        return self.function(payload, metadata)
+
+
 def load_handler(path: str) -> Handler:
-    """Return a new handler from ``module:Class``.
+    """Return a new handler from ``module:Class`` or ``module:function``.
 
     Raises:
-        ConfigError: No such module or class, or the class is no Handler.
+        ConfigError: There is no such thing, or it could not handle a record.
     """
     import importlib
 
-    module_name, _, class_name = path.partition(":")
-    if not module_name or not class_name:
-        msg = f"handler {path!r} is not of the form module:Class"
+    module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        msg = f"handler {path!r} is not of the form module:Class or module:function"
         raise ConfigError(msg)
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         msg = f"handler {path!r}: module {module_name} cannot be imported: {error!r}"
         raise ConfigError(msg) from error
-    found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, Handler)):
-        msg = f"handler {path!r}: {class_name} is no subclass of kappa_log.Handler"
+    found = getattr(module, name, None)
+    if found is None:
+        msg = f"handler {path!r}: module {module_name} has no {name}"
         raise ConfigError(msg)
     try:
-        return found()
+        return handler_from(found)
+    except ConfigError as error:
+        msg = f"handler {path!r}: {error}"
+        raise ConfigError(msg) from error
     except (Exception, SystemExit) as error:
         msg = f"handler {path!r} cannot be made: {error!r}"
         raise ConfigError(msg) from error
+
+
+def handler_from(found: Any) -> Handler:
+    """Return a handler: of a class a new one, of a function one that calls it.
+
+    Raises:
+        ConfigError: It could not handle a record; all that is wrong is named.
+    """
+    handler: Any = found
+    if isinstance(found, type):
+        handler = found() if issubclass(found, Handler) else None
+    elif callable(found) and not isinstance(found, Handler):
+        handler = FunctionHandler(found)
+    if not isinstance(handler, Handler):
+        name = getattr(found, "__name__", repr(found))
+        msg = f"{name} is no subclass of kappa_log.Handler, and no function"
+        raise ConfigError(msg)
+    wrong = _wrong_in(handler)
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+    return handler
+
+
+_HOOKS = {
+    "consume": ("payload", "metadata"),
+    "around_consume": ("payload", "metadata", "proceed"),
+    "retry_consume": ("event", "metadata", "exception"),
+    "entity_id": ("payload",),
+    "event_time": ("payload",),
+    "event_type": ("payload",),
+    "event_version": ("payload",),
+    "start": (),
+    "stop": (),
+}
+"""Hook → what it is called with."""
+
+
+def _wrong_in(handler: Handler) -> list[str]:
+    """Return why a handler could not do its work, in words; nothing is called."""
+    if isinstance(handler, FunctionHandler):
+        return _wrong_with(handler.function, _HOOKS["consume"])
+    if not is_overridden(handler, "consume"):
+        return [f"{type(handler).__name__} has no method consume(payload, metadata)"]
+    wrong: list[str] = []
+    for hook, arguments in _HOOKS.items():
+        if is_overridden(handler, hook):
+            wrong += _wrong_with(getattr(handler, hook), arguments)
+    return wrong
+
+
+def _wrong_with(call: Any, arguments: tuple[str, ...]) -> list[str]:
+    name = getattr(call, "__qualname__", repr(call))
+    if not callable(call):
+        return [f"{name} is no method"]
+    if inspect.iscoroutinefunction(call) or inspect.isgeneratorfunction(call):
+        # What it returns would be no ack: each record would be skipped in silence.
+        return [f"{name} is async or yields; it must return what it decides"]
+    try:
+        inspect.signature(call).bind(*arguments)
+    except TypeError as error:
+        return [f"{name} cannot be called with ({', '.join(arguments)}): {error}"]
+    except ValueError:
+        return []  # Of C: it has no signature that one could look at.
+    return []
 
 
 def split_path(option: str, path: str | None) -> tuple[str, ...]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from kappa_log.codec import Decoder, decoder_named
+from kappa_log.codec import Decoder, decode_json
 from kappa_log.config import BackoffConfig, Config, ListenerConfig
+from kappa_log.decoders import decoder_named
 from kappa_log.errors import ConfigError, UsageError
 from kappa_log.handler import (
     FieldHandler,
@@ -22,6 +23,8 @@ from kappa_log.handler import (
 )
 from kappa_log.imports import forget_strangers, importing_from
 from kappa_log.records import check_dedupe
+
+T = TypeVar("T")
 
 DEFAULT_GROUP = "kappa-log"
 """Group of a topic that is ingested without a listener."""
@@ -79,7 +82,7 @@ def listener_for(
             "and key; leave the field options and --dedupe out"
         )
         raise UsageError(msg)
-    return configured_listener(section, config.folder), None
+    return configured_listener(section, config), None
 
 
 def section_for(config: Config, topic: str, group: str | None) -> ListenerConfig:
@@ -155,29 +158,47 @@ def field_listener(
         topic=topic,
         group_id=group,
         handler=FieldHandler(fields),
-        decoder=decoder_named("json"),
+        decoder=decode_json,
         dedupe=check_dedupe(dedupe),
         key_path=split_path("--key", fields.key),
     )
 
 
-def configured_listener(found: ListenerConfig, folder: Path) -> Listener:
+def configured_listener(found: ListenerConfig, config: Config) -> Listener:
     """Return the listener that a section of the configuration declares.
 
     Raises:
-        ConfigError: Its handler, decoder or dedupe mode is not there.
+        ConfigError: Its handler, decoder or dedupe mode cannot work; the message has
+            a line for each that is wrong.
     """
-    forget_strangers(found.handler.partition(":")[0].partition(".")[0], folder)
-    with importing_from(folder):
-        handler = load_handler(found.handler)
+    wrong: list[str] = []
+
+    def checked(make: Callable[[], T]) -> T | None:
+        try:
+            return make()
+        except ConfigError as error:
+            wrong.append(str(error))
+            return None
+
+    handler = checked(lambda: _handler_of(found, config.folder))
+    decoder = checked(lambda: decoder_named(found.decoder, config.registry))
+    dedupe = checked(lambda: check_dedupe(found.dedupe))
+    if handler is None or decoder is None or dedupe is None:
+        raise ConfigError("\n".join(f"listener {found.id}: {why}" for why in wrong))
     return Listener(
         id=found.id,
         topic=found.topic,
         group_id=found.group_id,
         handler=handler,
-        decoder=decoder_named(found.decoder),
-        dedupe=check_dedupe(found.dedupe),
+        decoder=decoder,
+        dedupe=dedupe,
         park=found.park,
         max_retries=found.max_retries,
         backoff=found.backoff,
     )
+
+
+def _handler_of(found: ListenerConfig, folder: Path) -> Handler:
+    forget_strangers(found.handler.partition(":")[0].partition(".")[0], folder)
+    with importing_from(folder):
+        return load_handler(found.handler)

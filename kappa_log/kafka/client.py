@@ -90,11 +90,16 @@ def reader(config: Config) -> Consumer:
     return _made(Consumer, settings)
 
 
-def producer(config: Config, on_error: OnError) -> Producer:
-    """Return an idempotent producer."""
-    settings = _without_group(_common(config)) | {"error_cb": on_error}
+def producer(
+    config: Config, on_error: OnError, transactional_id: str | None = None
+) -> Producer:
+    """Return an idempotent producer, by the settings of [kafka] and [producer]."""
+    settings = _without_group(_common(config)) | config.producer
     settings.pop("isolation.level")
-    return _made(Producer, {"enable.idempotence": True} | settings)
+    if transactional_id is not None:
+        settings["transactional.id"] = transactional_id
+    ours = {"enable.idempotence": True} | settings | {"error_cb": on_error}
+    return _made(Producer, ours)
 
 
 def admin(config: Config, on_error: OnError) -> AdminClient:

@@ -134,6 +134,8 @@ class Consumption:
         clock: The time that events are recorded at.
         options: How it goes.
         watch: Whom to tell.
+        number: Which of the listener's consumers in this process it is, from 1.
+        tally: What those before it did, that crashed; it counts on.
 
     Raises:
         ConfigError: [kafka] is refused by librdkafka.
@@ -149,8 +151,12 @@ class Consumption:
         clock: Clock,
         options: Options,
         watch: Watch,
+        number: int = 1,
+        tally: Tally | None = None,
     ) -> None:
-        self.id = section.id
+        self.id = section.id if number == 1 else f"{section.id}#{number}"
+        self.has_begun = False
+        """Whether it came to reading: then its settings work, its topic is there."""
         self._section = section
         self._database = database
         self._batch_size = config.ingest.batch_size
@@ -166,8 +172,9 @@ class Consumption:
             clock=clock,
             accept_gap=options.accept_gap,
         )
+        member = section.topic if number == 1 else f"{section.topic}..{number}"
         self._consumer = client.consumer(
-            config, section.group_id, section.topic, self._on_error
+            config, section.group_id, member, self._on_error
         )
         self._subscription = Subscription(
             config, self._cluster, section, self._subscribe
@@ -189,7 +196,7 @@ class Consumption:
         self._assigned_at: float | None = None
         self._impatient_at = math.inf
         self._is_ending = False
-        self._tally = _Tally()
+        self._tally = tally or Tally()
         self._marks = _GroupOffsets(self._consumer)
 
     def run(self, stop: threading.Event) -> ConsumeReport:
@@ -202,23 +209,23 @@ class Consumption:
             HandlerError: The handler's start or stop raised.
             StorageError: The database refuses for good; what was committed is kept.
         """
-        started = time.monotonic()
         try:
             topics = self._keeper.begin()
             if not topics:
                 self._tell("no topic matches yet")
-                self._assigned_at = started
+                self._assigned_at = time.monotonic()
             self._impatient_at = time.monotonic() + PATIENCE_SECONDS
             with started_handler(self._listener.handler):
                 is_read = self._read(topics, stop)
         finally:
             lanes = self._where()
             self._is_ending = True
-            self._close()
-        return self._report(time.monotonic() - started, lanes, reached_end=is_read)
+            self.close()
+        return self.report(lanes, reached_end=is_read)
 
     def _read(self, topics: list[str], stop: threading.Event) -> bool:
         """Turn until told to stop, or at the end; tell whether it is the end."""
+        self.has_begun = True
         is_read = False
         try:
             self._subscription.to(topics)
@@ -443,6 +450,9 @@ class Consumption:
                 self._trouble.came(error)
             else:
                 self._failure = error
+        except Exception as error:  # noqa: BLE001 - raised in the next turn
+            # The client waits for its assignment all the same, also to close.
+            self._failure = error
         self._partitions.begin(new)
         self._tell_whose("assigned", new)
         if not self._partitions.assigned:
@@ -472,6 +482,8 @@ class Consumption:
     def _on_error(self, error: KafkaError) -> None:
         found = client.source_error(self._cluster.label, error)
         if client.is_fatal(error):
+            # Waiting does not mend it, nor does another consumer of the same settings.
+            found.retryable = False
             self._failure = found
         elif not self._is_ending:
             self._trouble.say(str(found))
@@ -511,7 +523,7 @@ class Consumption:
         if self._failure is not None:
             raise self._failure
 
-    def _close(self) -> None:
+    def close(self) -> None:
         """Leave the group; with the brokers away that may take long, so not longer."""
         closing = threading.Thread(
             target=self._consumer.close, name=f"close {self.id}", daemon=True
@@ -525,9 +537,10 @@ class Consumption:
             for held in self._partitions.held
         ]
 
-    def _report(
-        self, seconds: float, lanes: list[LaneReport], *, reached_end: bool
+    def report(
+        self, lanes: Sequence[LaneReport] = (), *, reached_end: bool = False
     ) -> ConsumeReport:
+        """Return what was done so far."""
         tally = self._tally
         return ConsumeReport(
             listener=self.id,
@@ -536,8 +549,8 @@ class Consumption:
             batches=tally.batches,
             first_position=tally.first_position,
             last_position=tally.last_position,
-            seconds=seconds,
-            lanes=lanes,
+            seconds=time.monotonic() - tally.started,
+            lanes=list(lanes),
             reached_end=reached_end,
         )
 
@@ -553,16 +566,19 @@ _OUT_OF_RANGE = (
 )
 
 
-class _Tally:
+class Tally:
     """What a run has done so far."""
 
     def __init__(self) -> None:
+        """Begin at nothing, now."""
+        self.started = time.monotonic()
         self.counts = Counts()
         self.batches = 0
         self.first_position: Position | None = None
         self.last_position: Position | None = None
 
     def add(self, done: Committed) -> None:
+        """Count a batch."""
         self.batches += 1
         self.counts.add(done.counts)
         if self.first_position is None:

@@ -7,21 +7,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, Message
 
-from kappa_log.codec import decode, decoder_named
+from kappa_log.codec import decode, decode_json
 from kappa_log.config import Config
 from kappa_log.errors import DecodeError, SourceError, UsageError
 from kappa_log.files import Chunk, LineFile
 from kappa_log.handler import key_of, split_path
 from kappa_log.kafka import client
 from kappa_log.kafka.cluster import Cluster
+from kappa_log.kafka.producer import ACK_SECONDS, Outbox
 
 CHUNK = 1_000
 """Lines between two reports of progress."""
-
-FLUSH_SECONDS = 60.0
-"""How long the cluster may take to acknowledge the last records."""
 
 
 class ProduceProgress(msgspec.Struct, frozen=True):
@@ -131,10 +129,7 @@ def _chunks(file: LineFile, sink: Sink) -> Iterator[Chunk]:
 def _key(value: bytes | None, path: tuple[str, ...]) -> bytes | None:
     if not path:
         return None
-    return key_of(decode(_JSON, value).payload, path)
-
-
-_JSON = decoder_named("json")
+    return key_of(decode(decode_json, value).payload, path)
 
 
 class Sink:
@@ -145,36 +140,20 @@ class Sink:
         self.partitions: dict[int, int] = {}
         self._topic = topic
         self._refused: KafkaError | None = None
-        self._last: KafkaError | None = None
-        self._producer: Producer = client.producer(config, self._note)
+        self._outbox = Outbox(config)
 
     def send(self, value: bytes | None, key: bytes | None) -> None:
         """Hand a record over; it is acknowledged later."""
-        while True:
-            self._check()
-            try:
-                self._producer.produce(
-                    self._topic, value, key, on_delivery=self._delivered
-                )
-            except BufferError:
-                self._producer.poll(0.1)
-            except KafkaException as error:
-                msg = f"topic {self._topic} refuses it"
-                raise client.source_error(msg, error) from error
-            else:
-                self._producer.poll(0)
-                return
+        self._check()
+        self._outbox.send(self._topic, self._delivered, value=value, key=key)
+        self._outbox.poll(0)
 
     def flush(self) -> None:
         """Wait until all is acknowledged."""
-        left = self._producer.flush(FLUSH_SECONDS)
+        problem = self._outbox.flush(ACK_SECONDS)
         self._check()
-        if left:
-            told = "" if self._last is None else f" ({self._last.str()})"
-            msg = (
-                f"{left:,} records were not acknowledged within {FLUSH_SECONDS:.0f} s"
-                f"{told}; {self.acknowledged:,} are in topic {self._topic}"
-            )
+        if problem is not None:
+            msg = f"{problem}; {self.acknowledged:,} are in topic {self._topic}"
             raise SourceError(msg)
 
     def _check(self) -> None:
@@ -189,6 +168,3 @@ class Sink:
         partition: Any = message.partition()
         self.acknowledged += 1
         self.partitions[partition] = self.partitions.get(partition, 0) + 1
-
-    def _note(self, error: KafkaError) -> None:
-        self._last = error

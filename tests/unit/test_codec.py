@@ -17,9 +17,8 @@ from kappa_log.codec import (
     check_id,
     decode,
     decode_json,
-    decoder_named,
 )
-from kappa_log.errors import ConfigError, DecodeError
+from kappa_log.errors import DecodeError
 
 
 def _short(value: object) -> str:
@@ -245,13 +244,6 @@ def test_it_agrees_with_a_strict_standard_library(text: str) -> None:
 def test_a_tombstone_needs_no_decoder() -> None:
     """No value means no payload, which is no error."""
     assert decode(decode_json, None) == Decoded(None, None, None)
-
-
-def test_an_unknown_decoder_is_refused_with_those_there_are() -> None:
-    """A typo in the configuration is told with what can be written instead."""
-    with pytest.raises(ConfigError, match=r"decoder 'jsn' is not known.*json"):
-        decoder_named("jsn")
-    assert decoder_named("json") is decode_json
 
 
 @pytest.mark.parametrize(

@@ -300,3 +300,81 @@ def test_a_wrong_flag_is_refused_by_name(tmp_path: Path) -> None:
 def test_what_comes_along_is_found(name: str) -> None:
     """Migrations and examples are there, in a checkout as in a wheel."""
     assert list(packaged(name).rglob("*.py"))
+
+
+# --- what is handed to clients -----------------------------------------------
+
+CLIENTS = """
+[kafka]
+"bootstrap.servers" = "b:9092"
+linger.ms = 1
+[producer]
+"transactional.id" = "shop"
+[registry]
+url = "https://ada:secret@registry"
+basic.auth.user.info = "ada:hush"
+[[listeners]]
+topic = "orders"
+group_id = "billing"
+handler = "handlers:consume"
+max_concurrency = 3
+restart = { min_ms = 5, max = 0 }
+[listeners.kafka]
+fetch.min.bytes = 9
+"sasl.password" = "hush"
+"""
+
+
+def test_each_client_has_its_settings_under_its_own_names(tmp_path: Path) -> None:
+    """SEED L1, L6, X7: a listener's go over those of all, and change no other's."""
+    config = load_config(write(tmp_path, CLIENTS))
+    listener = config.listeners[0]
+    own = config.of_listener(listener)
+
+    assert own.kafka == config.kafka | {"fetch.min.bytes": 9, "sasl.password": "hush"}
+    assert "fetch.min.bytes" not in config.kafka
+    assert (own.folder, own.file) == (config.folder, config.file)
+    assert config.of_listener(listener.model_copy(update={"kafka": {}})) is config
+    assert config.producer == {"transactional.id": "shop"}
+    assert config.registry["basic.auth.user.info"] == "ada:hush"
+    assert (listener.max_concurrency, listener.restart.min_ms) == (3, 5)
+    assert (listener.restart.max_ms, listener.restart.max) == (60_000, 0)
+
+
+def test_secrets_of_clients_are_masked_wherever_they_stand(tmp_path: Path) -> None:
+    """Also in the table of a listener."""
+    shown = load_config(write(tmp_path, CLIENTS)).shown
+
+    assert shown["listeners"][0]["kafka"]["sasl.password"] == "***"
+    assert shown["listeners"][0]["kafka"]["fetch.min.bytes"] == 9
+    assert shown["registry.basic.auth.user.info"] == "***"
+    assert shown["registry.url"] == "https://ada:***@registry"
+
+
+def test_variables_of_clients_have_underscores_for_dots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A password best comes this way; where it came from is known."""
+    name = "KAPPA_LOG__REGISTRY__BASIC_AUTH_USER_INFO"
+    monkeypatch.setenv(name, "ada:new")
+    config = load_config(write(tmp_path, CLIENTS))
+
+    assert config.registry["basic.auth.user.info"] == "ada:new"
+    assert config.origins["registry.basic.auth.user.info"] == name
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("max_concurrency = 0", "listeners[0].max_concurrency is 0"),
+        ("restart = { min_ms = 9, max_ms = 8 }", "min_ms 9 is above max_ms 8"),
+        ("restart = { mx = 1 }", "restart.mx is not a setting; did you mean max?"),
+    ],
+)
+def test_wrong_settings_of_a_listener_are_refused(
+    tmp_path: Path, setting: str, said: str
+) -> None:
+    """The message names the listener and the key."""
+    listener = "[[listeners]]\ntopic = 'a'\ngroup_id = 'g'\nhandler = 'h:H'\n"
+
+    assert said in refusal(tmp_path, listener + setting)

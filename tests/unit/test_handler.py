@@ -193,7 +193,28 @@ import sys
 from kappa_log import Handler
 
 class Good(Handler):
-    pass
+    def consume(self, payload, metadata):
+        return None
+
+class Mute(Handler):
+    def entity_id(self, payload):
+        return 1
+
+class Odd(Handler):
+    async def consume(self, payload, metadata):
+        return None
+
+    def around_consume(self, payload, metadata):
+        return None
+
+def function(payload, metadata, more=None):
+    return payload, metadata
+
+def one(payload):
+    return None
+
+def yields(payload, metadata):
+    yield 1
 
 class Broken(Handler):
     def __init__(self):
@@ -206,7 +227,7 @@ class Leaves(Handler):
 class Stranger:
     pass
 
-thing = Good()
+number = 5
 """
 
 
@@ -230,6 +251,16 @@ def test_a_handler_is_loaded_by_module_and_class() -> None:
 
 
 @pytest.mark.usefixtures("handlers")
+def test_a_plain_function_is_a_handler() -> None:
+    """It decides, and has no hooks; SEED H1 wanted a class."""
+    handler = load_handler("some_handlers:function")
+
+    assert handler.consume(1, METADATA) == (1, METADATA)
+    assert not is_overridden(handler, "retry_consume")
+    assert handler.entity_id({}) is None
+
+
+@pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize(
     ("path", "message"),
     [
@@ -239,9 +270,14 @@ def test_a_handler_is_loaded_by_module_and_class() -> None:
         ("no_such_module:Good", "cannot be imported: ModuleNotFoundError"),
         ("broken_handlers:Good", "cannot be imported: ZeroDivisionError"),
         ("leaving_handlers:Good", "cannot be imported: SystemExit"),
-        ("some_handlers:Missing", "Missing is no subclass of kappa_log.Handler"),
+        ("some_handlers:Missing", "module some_handlers has no Missing"),
+        ("some_handlers:Mute", r"Mute has no method consume\(payload, metadata\)"),
+        ("some_handlers:Odd", "Odd.consume is async or yields; it must return"),
+        ("some_handlers:Odd", "; Odd.around_consume cannot be called with .*proceed"),
+        ("some_handlers:one", r"one cannot be called with \(payload, metadata\): too"),
+        ("some_handlers:yields", "yields is async or yields"),
         ("some_handlers:Stranger", "Stranger is no subclass of kappa_log.Handler"),
-        ("some_handlers:thing", "thing is no subclass of kappa_log.Handler"),
+        ("some_handlers:number", "5 is no subclass of kappa_log.Handler, and no fun"),
         ("some_handlers:Broken", "cannot be made: RuntimeError.*no settings"),
         ("some_handlers:Leaves", "cannot be made: SystemExit"),
     ],
