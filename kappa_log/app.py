@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from kappa_log.kafka.consume import ConsumeProgress, ConsumeReport
     from kappa_log.kafka.lag import PartitionLag
     from kappa_log.kafka.produce import ProduceProgress, ProduceReport
+    from kappa_log.phobos.importer import ImportProgress, ImportReport
 
 POLL_SECONDS = 0.2
 """How often a follower looks for new events."""
@@ -240,6 +241,40 @@ class KappaLog:
             clock=self._clock,
             on_progress=on_progress,
         )
+
+    def import_phobos(
+        self,
+        url: str,
+        *,
+        source: str | None = None,
+        dry_run: bool = False,
+        on_progress: Callable[[ImportProgress], None] | None = None,
+    ) -> ImportReport:
+        """Bring the events and failures of Phobos DB Checkpoint into the log.
+
+        It goes on after what is in the log already, and compares all of it at the end.
+
+        Args:
+            url: The old database, of PostgreSQL or SQLite; it is only read.
+            source: Name of the source, instead of the old database's name.
+            dry_run: Say what there is, and import nothing.
+            on_progress: Called after each batch.
+
+        Raises:
+            SourceError: The old database cannot be read; what was imported is kept.
+            SourceDiverged: It is not the one that was imported under that name.
+            AlreadyRunning: Another process imports.
+            StorageError: The log's database refused; what was committed is kept.
+        """
+        from kappa_log.phobos.importer import Importer
+        from kappa_log.storage.phobos import OldDatabase
+
+        self._require()
+        with contextlib.closing(OldDatabase(url)) as old:
+            importer = Importer(
+                self.database, old, self._clock, name=source, on_progress=on_progress
+            )
+            return importer.plan() if dry_run else importer.run()
 
     # --- Kafka --------------------------------------------------------------
 

@@ -8,8 +8,9 @@ failure; or they end their portion, to be tried again in their place.
 from __future__ import annotations
 
 import json
+import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -42,6 +43,8 @@ from kappa_log.records import (
 from kappa_log.storage import failures, log
 from kappa_log.storage.database import Database
 from kappa_log.storage.ledger import Assignment, Counts
+from kappa_log.telemetry import notices, tracing
+from kappa_log.telemetry.notices import Attempt
 
 BACKTRACE_BYTES = 64 * 1024
 """Most of a backtrace that is kept."""
@@ -103,6 +106,8 @@ class Stopped(msgspec.Struct, frozen=True):
     attempt: int
     """How often it was tried."""
     why: str
+    error: BaseException | None = None
+    """What its handler raised; None if it was not called."""
 
 
 class Acked(msgspec.Struct, frozen=True, gc=False):
@@ -116,6 +121,8 @@ class Acked(msgspec.Struct, frozen=True, gc=False):
     raw: bytes | None
     headers: bytes | None
     digest_tail: bytes
+    recorded: int | None = None
+    """When another system recorded it, in microseconds; None for now."""
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -134,6 +141,10 @@ class Failed(msgspec.Struct, frozen=True):
     explained: tuple[str | None, str | None, str | None, str | None]
     """Error's class, message, backtrace as JSON, and fingerprint."""
     attempts: int = 1
+    kept_at: int | None = None
+    """When another system kept it, in microseconds; None for now."""
+    metadata: str | None = None
+    """What another system knew of it beyond our columns, as JSON."""
 
 
 class Decided(msgspec.Struct):
@@ -149,6 +160,8 @@ class Decided(msgspec.Struct):
     seen_before: Counts = msgspec.field(default_factory=Counts)
     """Of a second pass: records whose coordinates are kept already, with the same
     bytes. They are counted, and nothing is kept twice."""
+    told: list[Attempt] = []
+    """What subscribers are told of each record once all of it is committed."""
 
     @property
     def counts(self) -> Counts:
@@ -236,6 +249,7 @@ def decide(
     No transaction is open, unless a handler asks for its connection.
     """
     lanes = [(p.lane, p.held.source_id) for p in batch.portions if p.waits]
+    started = time.perf_counter()
     with database.read() as connection:
         known = log.known(connection, database, batch.messages)
         park_ids: list[bytes] = []
@@ -243,6 +257,7 @@ def decide(
             park_ids = _park_ids(batch.unseen)
         waiting = failures.waited_for(connection, database, lanes, park_ids)
     decider = _Decider(database, known, waiting, effects)
+    decider.looked_up = time.perf_counter() - started
     decided = []
     for portion, ids, seen in zip(batch.unseen, batch.ids, batch.seen, strict=True):
         result = decider.portion(portion, ids)
@@ -343,25 +358,57 @@ class _Decider:
         self._parked: dict[bytes, int] = {}
         self._effects = effects
         self._acked = 0
+        self._is_heard = notices.records_are_heard()
+        self._tracer = tracing.tracer()
+        self.looked_up = 0.0
+        """How long it took to find out what is known; for subscribers alone."""
 
     def portion(self, portion: Portion, ids: Sequence[bytes | Failed]) -> Decided:
         """Return what becomes of one portion's records, up to one that stops it."""
-        result = Decided(acked=[], duplicates=[], failed=[])
+        result = Decided(acked=[], duplicates=[], failed=[], told=[])
         for record, message_id in zip(portion.records, ids, strict=True):
-            if isinstance(message_id, Failed):
-                self._fail(message_id, result)
-                continue
-            value_sum = checksum(record.value)
-            repeated = self._known.get(message_id)
-            if repeated is None:
-                self._new(portion, record, message_id, value_sum, result)
-                if result.stopped is not None:
-                    break
-            elif repeated.checksum != value_sum:
-                self._fail(_contradiction(portion, record, message_id), result)
-            else:
-                result.duplicates.append((record, repeated.position))
+            attempt = None
+            if self._is_heard:
+                attempt = self._begun(portion, record, message_id)
+            outcome = self._record(portion, record, message_id, result)
+            if attempt is not None:
+                attempt.decide(outcome, _error_of(outcome, result))
+                result.told.append(attempt)
+            if result.stopped is not None:
+                break
         return result
+
+    def _record(
+        self,
+        portion: Portion,
+        record: Record,
+        message_id: bytes | Failed,
+        result: Decided,
+    ) -> str:
+        """Decide about one record; return what became of it."""
+        if isinstance(message_id, Failed):
+            self._fail(message_id, result)
+            return "refused"
+        value_sum = checksum(record.value)
+        repeated = self._known.get(message_id)
+        if repeated is None:
+            return self._new(portion, record, message_id, value_sum, result)
+        if _contradicts(portion, repeated, value_sum):
+            self._fail(_contradiction(portion, record, message_id), result)
+            return "refused"
+        result.duplicates.append((record, repeated.position))
+        return "duplicate"
+
+    def _begun(
+        self, portion: Portion, record: Record, message_id: bytes | Failed
+    ) -> Attempt:
+        """Tell subscribers that a record was looked up."""
+        identity = b"" if isinstance(message_id, Failed) else message_id
+        metadata = _metadata(portion, record, identity, checksum(record.value), None)
+        facts = msgspec.structs.asdict(metadata)
+        del facts["effects"]
+        facts["handler"] = portion.listener.handler_name
+        return Attempt.begin(facts, self.looked_up)
 
     def _new(
         self,
@@ -370,21 +417,36 @@ class _Decider:
         message_id: bytes,
         value_sum: str | None,
         result: Decided,
-    ) -> None:
-        """Decide about a record that is no duplicate."""
+    ) -> str:
+        """Decide about a record that is no duplicate; return what became of it."""
         if self._waiting and self._park(portion, record, message_id, result):
-            return
-        outcome = consume(portion, record, message_id, value_sum, self._effects)
+            return "parked"
+        outcome = self._consumed(portion, record, message_id, value_sum)
         if isinstance(outcome, Acked):
             self._known[message_id] = log.Known(-self._acked, value_sum)
             self._acked += 1
             result.acked.append(outcome)
-        elif outcome is None:
+            return "acked"
+        if outcome is None:
             result.skipped += 1
-        elif isinstance(outcome, Stopped):
+            return "skipped"
+        if isinstance(outcome, Stopped):
             result.stopped = outcome
-        else:
-            self._fail(outcome, result)
+            return "stopped"
+        self._fail(outcome, result)
+        return "failed"
+
+    def _consumed(
+        self, portion: Portion, record: Record, message_id: bytes, value_sum: str | None
+    ) -> Acked | Failed | Stopped | None:
+        """Call the handler, in a span of its own where spans are wanted."""
+        if self._tracer is None:
+            return consume(portion, record, message_id, value_sum, self._effects)
+        with tracing.processing(self._tracer, portion.lane, record) as span:
+            outcome = consume(portion, record, message_id, value_sum, self._effects)
+            if isinstance(outcome, Failed | Stopped):
+                tracing.failed(span, outcome.error)
+            return outcome
 
     def _fail(self, failed: Failed, result: Decided) -> None:
         result.failed.append(failed)
@@ -436,6 +498,24 @@ class _Decider:
 
 
 _NOTHING_SAID = Ack(None, None, None, None)
+
+
+def _error_of(outcome: str, result: Decided) -> BaseException | None:
+    """Return the error of the record that was decided last."""
+    if outcome in ("failed", "refused"):
+        return result.failed[-1].error
+    return result.stopped.error if result.stopped is not None else None
+
+
+def _contradicts(portion: Portion, known: log.Known, value_sum: str | None) -> bool:
+    """Tell whether a message has another payload than the event of its identity.
+
+    Where the payload is part of the identity it cannot. Then the checksums are not
+    compared: an imported event has kept the one of its old system.
+    """
+    if "payload" in portion.listener.dedupe:
+        return False
+    return known.checksum != value_sum
 
 
 def consume(
@@ -507,7 +587,7 @@ def _not_consumed(
     if call is not None and _is_tried_again(portion, call, error):
         tries = portion.tries_of(record) + 1
         why = f"{type(error).__name__}: {message_of(error)}"
-        return Stopped(record.offset, tries, why)
+        return Stopped(record.offset, tries, why, error)
     given = None if call is None else call.received
     return _failed(portion, record, error, message_id, given)
 
@@ -577,8 +657,8 @@ def _metadata(
         listener_id=told.get("listener_id", portion.listener.id),
         group_id=portion.lane.group_id,
         topic=portion.lane.topic,
-        partition=portion.lane.partition,
-        offset=record.offset,
+        partition=_told_number(told, "partition", portion.lane.partition),
+        offset=_told_number(told, "offset", record.offset),
         key=record.key,
         timestamp=record.timestamp,
         headers=record.headers,
@@ -587,6 +667,11 @@ def _metadata(
         message_id=message_id.hex(),
         effects=effects,
     )
+
+
+def _told_number(told: Mapping[str, Any], name: str, otherwise: int) -> int:
+    found = told.get(name)
+    return found if type(found) is int else otherwise
 
 
 def _contradiction(portion: Portion, record: Record, message_id: bytes) -> Failed:
@@ -624,8 +709,8 @@ def _failed(
         park_id(portion, record),
         (
             type(error).__name__,
-            _storable(message_of(error)),
-            json.dumps([_storable(line) for line in _capped(lines)]),
+            storable(message_of(error)),
+            json.dumps([storable(line) for line in _capped(lines)]),
             fingerprint_of(error),
         ),
         portion.tries_of(record) + 1,
@@ -693,7 +778,7 @@ def _capped(lines: list[str]) -> list[str]:
     return kept
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Return a text that both databases take: no NUL, no lone surrogates."""
     shown = text.replace("\0", "\\x00")[:BACKTRACE_BYTES]
     return shown.encode(errors="backslashreplace").decode()
