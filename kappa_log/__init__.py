@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kappa_log.handler import Ack, FieldOptions, Handler, Metadata, ack
     from kappa_log.plan import ReplayPlan
     from kappa_log.steps import ReplayReport
+    from kappa_log.telemetry.notices import Notice, Subscription, subscribe
 
 __version__ = "0.1.0"
 
@@ -33,16 +34,19 @@ _HOMES = {
     "KappaLog": "app",
     "KappaLogError": "errors",
     "Metadata": "handler",
+    "Notice": "telemetry.notices",
     "Position": "events",
     "Projection": "fold",
     "ProjectionError": "errors",
     "ReplayPlan": "plan",
     "ReplayReport": "steps",
     "StorageError": "errors",
+    "Subscription": "telemetry.notices",
     "UsageError": "errors",
     "ack": "handler",
     "make_event": "events",
     "projection": "fold",
+    "subscribe": "telemetry.notices",
 }
 
 __all__ = [
@@ -54,16 +58,19 @@ __all__ = [
     "KappaLog",
     "KappaLogError",
     "Metadata",
+    "Notice",
     "Position",
     "Projection",
     "ProjectionError",
     "ReplayPlan",
     "ReplayReport",
     "StorageError",
+    "Subscription",
     "UsageError",
     "ack",
     "make_event",
     "projection",
+    "subscribe",
 ]
 
 

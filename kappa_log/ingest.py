@@ -13,6 +13,7 @@ written only when the one before it is in the log.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,6 +51,9 @@ from kappa_log.storage.ledger import Assignment, Counts
 from kappa_log.telemetry import notices, tracing
 
 Clock = Callable[[], datetime]
+
+TOLD = 20
+"""Failures of a batch that its notice names."""
 
 MAX_RERUNS = 5
 """How often a batch is decided anew because other writers got ahead of it."""
@@ -506,6 +510,7 @@ def tell_of(
         facts = msgspec.structs.asdict(done) | {
             "counts": msgspec.structs.asdict(done.counts),
             "lanes": lanes,
+            "failures": list(itertools.islice(_failure_facts(portions, decided), TOLD)),
             "stopped": len(done.stopped),
         }
         notices.tell("batch_committed", facts, seconds=seconds)
@@ -528,7 +533,25 @@ def _lane_facts(portion: Portion, found: Decided) -> dict[str, Any]:
         "partition": lane.partition,
         "listener_id": portion.listener.id,
         "counts": msgspec.structs.asdict(found.counts),
+        "stopped": found.stopped is not None,
     }
+
+
+def _failure_facts(
+    portions: Sequence[Portion], decided: Sequence[Decided]
+) -> Iterator[dict[str, Any]]:
+    for portion, found in zip(portions, decided, strict=True):
+        for failed in found.failed:
+            if failed.error is not None:
+                yield {
+                    "topic": portion.lane.topic,
+                    "group_id": portion.lane.group_id,
+                    "partition": portion.lane.partition,
+                    "offset": failed.record.offset,
+                    "error_class": failed.explained[0],
+                    "error_message": failed.explained[1],
+                    "attempts": failed.attempts,
+                }
 
 
 def append(  # noqa: PLR0913 - each is a part of one transaction, by its name

@@ -328,7 +328,9 @@ def project(
         build = live_build(database, registry, name, clock)
         fold = registry.made_by(name, build.fingerprints)
         if fold is None:
-            return _waiting(build, stale(registry, build))
+            why = stale(registry, build)
+            _tell_of(build, build.cursor, str(why))
+            return _waiting(build, why)
         runner = Runner(database, build, fold, clock)
         with database.read() as connection:
             check_groups(connection, database, fold)
@@ -345,6 +347,7 @@ def project(
             continue
         except ProjectionError as error:
             raise _with_remedy(error, build, runner.cursor) from error
+        _tell_of(build, runner.cursor, None)
         return ProjectReport(
             projection=name,
             build=build.number,
@@ -356,6 +359,13 @@ def project(
             rows_changed=runner.rows_changed,
             seconds=runner.seconds,
         )
+
+
+def _tell_of(build: Build, cursor: Position, waiting: str | None) -> None:
+    """Tell subscribers that a live build was seen to."""
+    if notices.is_heard("projection_seen_to"):
+        facts = {"projection": build.projection, "cursor": cursor, "waiting": waiting}
+        notices.tell("projection_seen_to", facts)
 
 
 def _is_live(database: Database, build: Build) -> bool:

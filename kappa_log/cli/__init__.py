@@ -38,6 +38,7 @@ from kappa_log.cli import (
     reading,
     replay,
     serve,
+    setup,
     start,
 )
 from kappa_log.cli.params import Commands, Options
@@ -102,6 +103,8 @@ def cli(context: click.Context, url: str | None) -> None:
 for _command in (
     start.demo,
     start.init,
+    setup.copy_migrations,
+    setup.migration,
     start.doctor,
     start.config,
     db.db,

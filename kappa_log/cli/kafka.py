@@ -19,6 +19,7 @@ from kappa_log.cli.params import (
     pass_app,
     stop_on_signal,
 )
+from kappa_log.errors import UsageError
 
 if TYPE_CHECKING:
     from kappa_log.app import KappaLog
@@ -40,6 +41,35 @@ gap_option = click.option(
 )
 
 
+metrics_option = click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65_535),
+    metavar="PORT",
+    help="Answer /metrics on this port of api.host; 0 takes a free one.",
+)
+
+
+def serve_metrics(app: KappaLog, port: int | None) -> None:
+    """Answer what Prometheus asks, in a thread that ends with the process.
+
+    Raises:
+        UsageError: The port is taken.
+    """
+    if port is None:
+        return
+    from prometheus_client import start_http_server
+
+    from kappa_log.web.collector import registry_of
+
+    host = app.config.api.host
+    try:
+        server, _ = start_http_server(port, host, registry_of(app))
+    except OSError as error:
+        msg = f"cannot listen on {host} port {port}: {error.strerror}"
+        raise UsageError(msg) from None
+    output.say(f"metrics: http://{host}:{server.server_port}/metrics")
+
+
 @click.command()
 @listener_option
 @click.option("--until-end", is_flag=True, help="End when all is read.")
@@ -53,6 +83,7 @@ gap_option = click.option(
 )
 @click.option("--group", help="Group of --from-offset, if its topic has several.")
 @gap_option
+@metrics_option
 @json_option
 @pass_app
 def consume(
@@ -64,6 +95,7 @@ def consume(
     rewinds: tuple[tuple[str, int, int], ...],
     group: str | None,
     accept_gap: bool,
+    metrics_port: int | None,
     as_json: bool,
 ) -> int:
     """Take records of Kafka topics in, until Ctrl-C.
@@ -71,6 +103,8 @@ def consume(
     The offsets are kept in the log's own database, so a run goes on where the last
     one ended, however that ended.
     """
+    output.log_by(app.config.log)
+    serve_metrics(app, metrics_port)
     for topic, partition, offset in rewinds:
         before, now = app.rewind(
             topic, partition, offset, group=group, accept_gap=accept_gap
@@ -93,6 +127,7 @@ def consume(
 @click.command()
 @listener_option
 @gap_option
+@metrics_option
 @json_option
 @pass_app
 def run(
@@ -101,12 +136,15 @@ def run(
     *,
     listeners: tuple[str, ...],
     accept_gap: bool,
+    metrics_port: int | None,
     as_json: bool,
 ) -> int:
     """Consume topics and fold projections, until Ctrl-C.
 
     A projection that fails is left where it is, and told; all else goes on.
     """
+    output.log_by(app.config.log)
+    serve_metrics(app, metrics_port)
     with stop_on_signal() as stop, _Board(as_json=as_json) as board:
         reports = app.run(
             listeners,

@@ -87,4 +87,5 @@ def _print_table(found: TableReport, *, dry_run: bool) -> None:
             f"  old checksums: {found.proved:,} are those of their payload, "
             f"{found.unproved:,} are not"
         )
-    output.line(f"  {output.plural(found.compared, 'row')} compared equal")
+    settled = f", {found.settled:,} settled since" if found.settled else ""
+    output.line(f"  {output.plural(found.compared, 'row')} compared equal{settled}")

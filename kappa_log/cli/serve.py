@@ -44,6 +44,7 @@ def serve(
     from kappa_log.web.server import Server
 
     app.head()
+    output.log_by(app.config.log)
     settings = app.config.api
     server = Server(
         app,
@@ -135,12 +136,7 @@ def revoke_token(app: KappaLog, /, *, name: str) -> None:
 )
 def init_events_api(*, folder: Path) -> None:
     """Write wsgi.py for other WSGI servers into DIR."""
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / "wsgi.py"
-    known = target.exists()
-    if not known:
-        target.write_text(WSGI, encoding="utf-8")
-    output.line(f"{'exists' if known else 'create'}  {output.safe(target)}")
+    output.write_new(folder / "wsgi.py", WSGI.encode())
     output.next_steps(
         "kappa-log token create NAME --role operate",
         "gunicorn --workers 2 --threads 8 wsgi:app",

@@ -43,7 +43,7 @@ from kappa_log.events import Header, to_micros
 from kappa_log.handler import Ack, FieldHandler, FieldOptions, ack
 from kappa_log.ingest import MAX_RERUNS, Clock, Committed, commit_decided
 from kappa_log.listeners import Listener
-from kappa_log.records import Identity, Lane, Record
+from kappa_log.records import Identity, Lane, Record, checksum
 from kappa_log.storage import ledger, log
 from kappa_log.storage import phobos as old_tables
 from kappa_log.storage.database import ConstraintViolated, Database
@@ -80,6 +80,8 @@ class TableReport(msgspec.Struct):
     """Rows with another checksum: made of a payload in another form, or damaged."""
     compared: int = 0
     """Rows of the old table that are in the log, byte for byte and with checksum."""
+    settled: int = 0
+    """Failures that were discarded, or retried and skipped, since then."""
 
 
 class ImportReport(msgspec.Struct):
@@ -209,7 +211,8 @@ class Importer:
         if last < 0:
             return
         rows = [r for r in self._old.page(report.table, last - 1, 1) if r.id == last]
-        if rows and not list(self._differing(report, rows)):
+        kept = self._kept(report, rows)
+        if rows and all(row.id not in kept or _is_same(row, kept) for row in rows):
             return
         msg = (
             f"row {last} of {report.table} in {self._old.label} is not the one that "
@@ -348,27 +351,28 @@ class Importer:
 
     def _compare(self, report: TableReport) -> list[str]:
         """Look at all rows once more, and say what the log has not, or otherwise."""
-        problems: list[str] = []
+        differing: list[int] = []
+        missing: list[int] = []
         last = self._reached(report) - 1
-        total = report.before + report.rows
+        total = 0
         for rows in self._pages(report.table, -1, last):
-            found = list(self._differing(report, rows))
-            report.compared += len(rows) - len(found)
-            problems += found[: SHOWN - len(problems)]
-            self._on_progress(ImportProgress("compare", report.compared, total))
-        return problems
-
-    def _differing(self, report: TableReport, rows: Sequence[OldRow]) -> Iterator[str]:
-        kept = self._kept(report, rows)
-        for row in rows:
-            what = f"{report.table} row {row.id}"
-            if row.id not in kept:
-                yield (
-                    f"{what} is not in the log: it was committed after later ones "
-                    "were imported"
-                )
-            elif kept[row.id] != (row.checksum, _record_of(row)[0]):
-                yield f"{what} is in the log with another checksum or payload"
+            kept = self._kept(report, rows)
+            total += len(rows)
+            missing += [row.id for row in rows if row.id not in kept]
+            differing += [
+                row.id for row in rows if row.id in kept and not _is_same(row, kept)
+            ]
+            report.compared = total - len(missing) - len(differing)
+            self._on_progress(ImportProgress("compare", total, total))
+        with self._database.read() as connection:
+            brought = old_tables.brought(connection, self._database, report.source)
+        if brought == total:
+            # All of them were here once: these failures were settled since.
+            report.settled = len(missing)
+            missing = []
+        return _told(report.table, differing, _DIFFERS) + _told(
+            report.table, missing, _MISSING
+        )
 
     def _kept(
         self, report: TableReport, rows: Sequence[OldRow]
@@ -384,6 +388,24 @@ class Importer:
                         connection, self._database, lane, row.source_id, span
                     )
         return found
+
+
+_DIFFERS = "in the log with another checksum or payload"
+_MISSING = "not in the log: committed after later ones were imported, or removed there"
+
+
+def _told(table: str, ids: Sequence[int], what: str) -> list[str]:
+    if not ids:
+        return []
+    shown = ", ".join(map(str, ids[:SHOWN]))
+    more = f" and {len(ids) - SHOWN:,} more" if len(ids) > SHOWN else ""
+    return [f"{table}, rows {shown}{more}: {what}"]
+
+
+def _is_same(row: OldRow, kept: dict[int, tuple[str | None, bytes | None]]) -> bool:
+    """Tell whether the log has a row as it was; what was retried has our checksum."""
+    found, value = kept[row.id]
+    return value == _record_of(row)[0] and found in (row.checksum, checksum(value))
 
 
 def _place(row: OldRow) -> tuple[str, str]:

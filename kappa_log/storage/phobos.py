@@ -219,6 +219,19 @@ def reached(connection: sa.Connection, database: Database, source: str) -> int:
     return int(connection.scalar(query) or 0)
 
 
+def brought(connection: sa.Connection, database: Database, source: str) -> int:
+    """Return how many records of a source the ledger counts, what they became aside."""
+    table, sources = database.tables.checkpoints, database.tables.sources
+    names = ("acked", "skipped", "duplicate", "failed", "parked")
+    seen = sum((table.c[name] for name in names), start=sa.literal(0))
+    query = (
+        sa.select(sa.func.sum(seen))
+        .join_from(table, sources)
+        .where(sources.c.name == source, table.c.kind == "batch")
+    )
+    return int(connection.scalar(query) or 0)
+
+
 def _checked(url: str) -> sa.URL:
     try:
         parsed = sa.make_url(url)

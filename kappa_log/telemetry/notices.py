@@ -36,6 +36,7 @@ NAMES: Mapping[str, str] = {
     "failure_settled": "A kept failure became an event, a skip or a duplicate.",
     "partition_read": "How far a partition of a topic is read.",
     "projection_folded": "Rows and cursor of a build were written.",
+    "projection_seen_to": "A live build is at the head, or waits at its cursor.",
 }
 """Name → what it tells."""
 

@@ -56,9 +56,7 @@ def tracer() -> Tracer | None:
         provider := trace.get_tracer_provider(), trace.ProxyTracerProvider
     ):
         return None
-    import kappa_log
-
-    return provider.get_tracer("kappa_log", kappa_log.__version__)  # type: ignore[no-any-return]
+    return provider.get_tracer("kappa_log")  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager

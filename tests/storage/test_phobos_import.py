@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from hashlib import md5
@@ -10,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from kappa_log import KappaLog
-from kappa_log.errors import ConfigError, RetryFailed, SourceDiverged, SourceError
+from kappa_log.errors import ConfigError, SourceDiverged, SourceError
 from kappa_log.phobos import importer
 from kappa_log.phobos.importer import ImportReport
 from support.logs import open_log
@@ -46,9 +46,13 @@ def imported(app: KappaLog, old: Old, **how: Any) -> ImportReport:
     return report
 
 
-def test_an_event_keeps_what_it_was(app: KappaLog, old: Old) -> None:
-    """SEED D2, H8, H13: columns, old checksum, and the received bytes themselves."""
+def test_a_row_keeps_what_it_was(app: KappaLog, old: Old) -> None:
+    """SEED D2, D4, F8, F15, H8, H13: columns, old checksum, the received bytes.
+
+    And a failure whose payload is plain JSON text can be shown, as it could not (F16).
+    """
     old.event(ORDER)
+    old.failure(ORDER)
 
     report = imported(app, old)
 
@@ -64,16 +68,6 @@ def test_an_event_keeps_what_it_was(app: KappaLog, old: Old) -> None:
     assert app.sources()[event.source_id] == "phobos:shop/events"
     assert (event.partition, event.offset) == (0, 1)
     assert report.tables[0].proved == 1
-
-
-def test_a_failure_keeps_its_error_and_what_was_known_of_it(
-    app: KappaLog, old: Old
-) -> None:
-    """SEED D4, F8, F15; and one whose payload is plain text can be shown (F16)."""
-    old.failure(ORDER)
-
-    imported(app, old)
-
     (kept,) = app.failures()
     assert kept.value == ORDER.encode()
     assert (kept.error_class, kept.error_message) == ("RuntimeError", "boom")
@@ -199,11 +193,9 @@ def test_a_row_that_came_late_or_changed_is_named(app: KappaLog, old: Old) -> No
     report = app.import_phobos(old.url, source="shop")
 
     assert not report.ok
-    assert report.problems == [
-        "events row 1 is in the log with another checksum or payload",
-        "events row 2 is not in the log: it was committed after later ones were "
-        "imported",
-    ]
+    differing, missing = report.problems
+    assert differing == "events, rows 1: in the log with another checksum or payload"
+    assert missing.startswith("events, rows 2: not in the log: committed after later")
 
 
 def test_another_database_of_the_same_name_is_refused(app: KappaLog, old: Old) -> None:
@@ -216,18 +208,44 @@ def test_another_database_of_the_same_name_is_refused(app: KappaLog, old: Old) -
         app.import_phobos(old.url, source="shop")
 
 
+HANDLER = """
+from kappa_log import Handler, ack
+
+TOLD = []
+
+class Orders(Handler):
+    def consume(self, payload, metadata):
+        TOLD.append(metadata)
+        return ack(payload["id"], None)
+"""
+
+
 def test_a_failure_is_retried_with_what_its_handler_was_told_then(
-    app: KappaLog, old: Old
+    sqlite_url: str, tmp_path: Path
 ) -> None:
-    """SEED R2: the stored metadata."""
-    old.failure("{", metadata=json.dumps({"partition": 3, "offset": 77}))
-    imported(app, old)
+    """SEED R2: the stored metadata; and the event that it becomes is one (R4, R10)."""
+    (tmp_path / "handlers_of_old.py").write_text(HANDLER)
+    (tmp_path / "kappa_log.toml").write_text(
+        '[[listeners]]\ntopic = "orders"\ngroup_id = "billing"\n'
+        'handler = "handlers_of_old:Orders"\n'
+    )
+    old = Old(sqlite_url, tmp_path)
+    old.failure(ORDER)
+    with open_log(sqlite_url, tmp_path) as app:
+        imported(app, old)
 
-    with pytest.raises(RetryFailed):
-        app.retry_failure(1)
+        done = app.retry_failure(1)
 
-    (kept,) = app.failures()
-    assert kept.error_class == "DecodeError"
+        (told,) = sys.modules["handlers_of_old"].TOLD
+        assert (told.listener_id, told.checksum) == ("abc123", "c")
+        assert (told.partition, told.offset, told.key) == (3, 77, b"k1")
+        assert (done.outcome, app.failures()) == ("acked", [])
+        assert app.events()[0].payload_text == ORDER
+        old.failure('{"id":9}')
+        imported(app, old)
+        app.discard_failure(app.failures()[0].id, reason="a test order")
+        again = imported(app, old)
+        assert (again.tables[1].compared, again.tables[1].settled) == (1, 1)
 
 
 def test_an_import_that_is_killed_goes_on(
@@ -305,21 +323,17 @@ def test_tables_of_the_first_version_are_found(sqlite_url: str, tmp_path: Path) 
         assert app.events()[0].recorded_at == datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def test_memory_is_bounded_by_pages(app: KappaLog, old: Old, monkeypatch: Any) -> None:
-    """A page at a time is read, whatever the table holds."""
+def test_rows_are_read_a_page_at_a_time(
+    app: KappaLog, old: Old, monkeypatch: Any
+) -> None:
+    """Memory is bounded, whatever the table holds."""
     monkeypatch.setattr(importer, "BATCH_ROWS", 2)
     for number in range(5):
         old.event(json.dumps({"n": number}))
-    sizes: list[int] = []
-    before = importer.Importer._batch
+    steps: list[tuple[str, int]] = []
 
-    def noted(self: Any, report: Any, rows: Any) -> None:
-        sizes.append(len(rows))
-        before(self, report, rows)
+    imported(
+        app, old, on_progress=lambda found: steps.append((found.phase, found.done))
+    )
 
-    monkeypatch.setattr(importer.Importer, "_batch", noted)
-
-    imported(app, old)
-
-    assert sizes == [2, 2, 1]
-    assert sa.inspect(old.engine).get_table_names()
+    assert steps[:3] == [("events", 2), ("events", 4), ("events", 5)]
