@@ -122,11 +122,11 @@ def drop(app: KappaLog, /, *, yes: bool, dry_run: bool) -> None:
 @pass_app
 def upgrade(app: KappaLog, /, *, revision: str, dry_run: bool) -> None:
     """Move the tables up to REVISION, the newest if none is given."""
-    before = app.database_state()
+    before, own = app.database_state(), app.own_state()
     if not dry_run:
         app.upgrade_database(revision)
         output.line(_moved(before, app.database_state()))
-        _print_own(app.own_state())
+        _print_own(own, app.own_state())
         return
     output.line(
         f"would upgrade  {before.database}, {before.found or 'empty'} → {revision}"
@@ -140,14 +140,14 @@ def upgrade(app: KappaLog, /, *, revision: str, dry_run: bool) -> None:
 @pass_app
 def downgrade(app: KappaLog, /, *, revision: str, yes: bool, dry_run: bool) -> None:
     """Move the tables down to REVISION: -1 is one step, base removes them."""
-    before = app.database_state()
+    before, own = app.database_state(), app.own_state()
     if dry_run:
         output.line(f"would downgrade  {before.database}, {before.found} → {revision}")
         return
     require_consent(f"Downgrade {_contents(app)} to {revision}?", yes=yes)
     app.downgrade_database(revision)
     output.line(_moved(before, app.database_state()))
-    _print_own(app.own_state())
+    _print_own(own, app.own_state())
 
 
 @db.command()
@@ -221,9 +221,11 @@ def history(app: KappaLog, /, *, as_json: bool) -> None:
     output.print_table(("of", "revision", "state", "title"), rows)
 
 
-def _print_own(own: OwnState | None) -> None:
-    if own is not None:
-        output.line(f"project  {own.found or 'none'} of {own.wanted or 'none'}")
+def _print_own(before: OwnState | None, after: OwnState | None) -> None:
+    """Say where the project's own migrations are now."""
+    old, new = (state and state.found for state in (before, after))
+    if old != new:
+        output.line(f"moved  the project's own, {old or 'none'} → {new or 'none'}")
 
 
 def _would(dry_run: bool) -> str:
