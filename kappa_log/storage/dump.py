@@ -125,13 +125,20 @@ def _of_postgresql(connection: sa.Connection, database: Database) -> Iterator[st
         only=lambda name, _: (
             name not in ours.tables and _is_ours_to_make(database, name)
         ),
-        resolve_fks=False,
     )
-    for metadata in (ours, others):
-        for table in metadata.sorted_tables:
-            yield str(CreateTable(table).compile(dialect=connection.dialect))
-            for index in sorted(table.indexes, key=lambda found: str(found.name)):
-                yield str(CreateIndex(index).compile(dialect=connection.dialect))
+    # What others refer to was found with them: ours are there already.
+    tables = [
+        *ours.sorted_tables,
+        *(table for table in others.sorted_tables if table.name not in ours.tables),
+    ]
+    for table in tables:
+        for column in table.columns:
+            if "nextval(" in str(getattr(column.server_default, "arg", "")):
+                # Its sequence is made with the column.
+                column.server_default = None
+        yield str(CreateTable(table).compile(dialect=connection.dialect))
+        for index in sorted(table.indexes, key=lambda found: str(found.name)):
+            yield str(CreateIndex(index).compile(dialect=connection.dialect))
 
 
 def _versions(connection: sa.Connection, database: Database) -> Iterator[str]:

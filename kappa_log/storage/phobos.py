@@ -233,19 +233,20 @@ def brought(connection: sa.Connection, database: Database, source: str) -> int:
 
 
 def _checked(url: str) -> sa.URL:
-    try:
-        parsed = sa.make_url(url)
-        backend = parsed.get_backend_name()
-    except sa.exc.SQLAlchemyError:
-        backend = ""
-    if backend in ("postgresql", "postgres", "postgis"):
-        return parsed.set(drivername="postgresql+psycopg")
-    if backend in ("sqlite", "sqlite3") and parsed.database:
-        return parsed.set(drivername="sqlite")
     msg = (
         "the old database is given as postgresql://USER@HOST/NAME or sqlite:///FILE; "
         "this is neither"
     )
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        raise ConfigError(msg) from None
+    # By the name alone: Rails' names are none of SQLAlchemy's.
+    backend = parsed.drivername.partition("+")[0]
+    if backend in ("postgresql", "postgres", "postgis"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend in ("sqlite", "sqlite3") and parsed.database:
+        return parsed.set(drivername="sqlite")
     raise ConfigError(msg)
 
 

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 import structlog
+from typing_extensions import override
 
 from kappa_log.telemetry import notices
 from kappa_log.telemetry.notices import Notice, Subscription
@@ -25,7 +26,8 @@ class _Stderr(logging.StreamHandler[Any]):
     """Writes to what is stderr when something is logged."""
 
     @property
-    def stream(self) -> Any:  # type: ignore[override]
+    @override
+    def stream(self) -> Any:
         return sys.stderr
 
     @stream.setter

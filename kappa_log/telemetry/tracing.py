@@ -126,7 +126,7 @@ def folding(tracer: Tracer | None, projection: str, build: int) -> Iterator[Trac
     if tracer is None:
         yield Traced(None)
         return
-    facts = {PROJECTION: projection, BUILD: build}
+    facts: dict[str, Any] = {PROJECTION: projection, BUILD: build}
     with tracer.start_as_current_span(
         f"fold {projection}", attributes=facts, links=[]
     ) as span:

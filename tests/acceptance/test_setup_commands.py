@@ -31,7 +31,8 @@ def downgrade():
 """
 
 TABLE = (
-    'op.create_table("{table}", sa.Column("position", sa.BigInteger, '
+    'op.create_table("{table}", sa.Column("id", sa.Integer, primary_key=True), '
+    'sa.Column("position", sa.BigInteger, '
     "sa.ForeignKey(context.config.attributes['tables'].events.name + '.position')))"
 )
 
