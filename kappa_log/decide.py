@@ -653,12 +653,16 @@ def _metadata(
     effects: Effects | None,
 ) -> Metadata:
     told = portion.listener.told
+    partition, offset = portion.lane.partition, record.offset
+    if told:
+        partition = _told_number(told, "partition", partition)
+        offset = _told_number(told, "offset", offset)
     return Metadata(
         listener_id=told.get("listener_id", portion.listener.id),
         group_id=portion.lane.group_id,
         topic=portion.lane.topic,
-        partition=_told_number(told, "partition", portion.lane.partition),
-        offset=_told_number(told, "offset", record.offset),
+        partition=partition,
+        offset=offset,
         key=record.key,
         timestamp=record.timestamp,
         headers=record.headers,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from kappa_log.config import LogConfig
     from kappa_log.events import Event
+    from kappa_log.telemetry.notices import Subscription
 
 MIN_COLUMN = 8
 """Narrowest that a column of text becomes before a table turns into records."""
@@ -126,14 +127,18 @@ def _escaped(found: re.Match[str]) -> str:
 # --- stderr ------------------------------------------------------------------
 
 
-def log_by(settings: LogConfig) -> None:
-    """Log as the settings say; as JSON, whatever else people are told too."""
+def log_by(settings: LogConfig) -> list[Subscription]:
+    """Log as the settings say; as JSON, whatever else people are told too.
+
+    Returns:
+        What was subscribed to be logged.
+    """
     from kappa_log.telemetry import logs
 
     _as_json.clear()
-    logs.configure(form=settings.format, level=settings.level)
     if settings.format == "json":
         _as_json.append(logs.logger())
+    return logs.configure(form=settings.format, level=settings.level)
 
 
 _as_json: list[Any] = []

@@ -24,7 +24,7 @@ from kappa_log.errors import UsageError, message_of
 
 NAMES: Mapping[str, str] = {
     "event_already_exists_check": "It was looked up whether the log has a record.",
-    "event_action": "A handler was called; with the exception if it is tried again.",
+    "event_action": "Decoder and handler had it; an exception if it is tried again.",
     "event_acknowledged": "A record became an event, and is committed.",
     "event_skipped": "A record became no event: skipped, or kept as a failure.",
     "event_already_consumed": "A record repeats an event, and is kept as a duplicate.",
