@@ -193,8 +193,8 @@ class Outlook(msgspec.Struct, frozen=True):
         return found == self.waiting
 
 
-Seen = list[tuple[int, str]]
-"""Offsets whose records are kept already, and how each is counted."""
+Seen = list[tuple[Record, str]]
+"""Those whose records are kept already, and how each is counted."""
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -262,9 +262,11 @@ def decide(
     for portion, ids, seen in zip(batch.unseen, batch.ids, batch.seen, strict=True):
         result = decider.portion(portion, ids)
         end = result.stopped.offset if result.stopped else portion.to_offset
-        for offset, counted in seen:
-            if offset < end:
+        for record, counted in seen:
+            if record.offset < end:
                 result.seen_before.count(counted)
+                if decider.is_heard:
+                    result.told.append(_seen_again(portion, record, counted))
         decided.append(result)
     outlook = Outlook(lanes, park_ids, frozenset(waiting))
     return Decision(batch.portions, decided, outlook)
@@ -314,7 +316,7 @@ def _unseen(portion: Portion, kept: dict[int, log.Kept], seen: Seen) -> Portion:
                 f"{known.what}; this batch was rolled back and nothing of it was kept"
             )
             raise SourceDiverged(msg)
-        seen.append((record.offset, known.counted))
+        seen.append((record, known.counted))
     return msgspec.structs.replace(portion, records=unseen)
 
 
@@ -358,7 +360,7 @@ class _Decider:
         self._parked: dict[bytes, int] = {}
         self._effects = effects
         self._acked = 0
-        self._is_heard = notices.records_are_heard()
+        self.is_heard = notices.records_are_heard()
         self._tracer = tracing.tracer()
         self.looked_up = 0.0
         """How long it took to find out what is known; for subscribers alone."""
@@ -368,8 +370,9 @@ class _Decider:
         result = Decided(acked=[], duplicates=[], failed=[], told=[])
         for record, message_id in zip(portion.records, ids, strict=True):
             attempt = None
-            if self._is_heard:
-                attempt = self._begun(portion, record, message_id)
+            if self.is_heard:
+                identity = b"" if isinstance(message_id, Failed) else message_id
+                attempt = _begun(portion, record, identity, self.looked_up)
             outcome = self._record(portion, record, message_id, result)
             if attempt is not None:
                 attempt.decide(outcome, _error_of(outcome, result))
@@ -398,17 +401,6 @@ class _Decider:
             return "refused"
         result.duplicates.append((record, repeated.position))
         return "duplicate"
-
-    def _begun(
-        self, portion: Portion, record: Record, message_id: bytes | Failed
-    ) -> Attempt:
-        """Tell subscribers that a record was looked up."""
-        identity = b"" if isinstance(message_id, Failed) else message_id
-        metadata = _metadata(portion, record, identity, checksum(record.value), None)
-        facts = msgspec.structs.asdict(metadata)
-        del facts["effects"]
-        facts["handler"] = portion.listener.handler_name
-        return Attempt.begin(facts, self.looked_up)
 
     def _new(
         self,
@@ -498,6 +490,24 @@ class _Decider:
 
 
 _NOTHING_SAID = Ack(None, None, None, None)
+
+
+def _begun(
+    portion: Portion, record: Record, message_id: bytes, looked_up: float
+) -> Attempt:
+    """Tell subscribers that a record was looked up, in so many seconds."""
+    metadata = _metadata(portion, record, message_id, checksum(record.value), None)
+    facts = msgspec.structs.asdict(metadata)
+    del facts["effects"]
+    facts["handler"] = portion.listener.handler_name
+    return Attempt.begin(facts, looked_up)
+
+
+def _seen_again(portion: Portion, record: Record, counted: str) -> Attempt:
+    """Return what is told of a second pass: a duplicate, or what is a failure still."""
+    attempt = _begun(portion, record, b"", 0.0)
+    attempt.decide("duplicate" if counted == "duplicate" else "kept", None)
+    return attempt
 
 
 def _error_of(outcome: str, result: Decided) -> BaseException | None:

@@ -179,7 +179,8 @@ class Attempt(msgspec.Struct):
     payload: dict[str, Any]
     begun: float
     outcome: str = ""
-    """acked, skipped, duplicate, failed, refused, parked or stopped."""
+    """acked, skipped, duplicate, failed, refused, parked, stopped, or, for a failure
+    that is read once more, kept."""
     error: BaseException | None = None
     decided: float = 0.0
 
@@ -218,7 +219,7 @@ class Attempt(msgspec.Struct):
                 )
             case "duplicate":
                 tell("event_already_consumed", facts)
-            case "skipped":
+            case "skipped" | "kept":
                 tell("event_skipped", facts)
             case "failed" | "refused":
                 tell("event_skipped", facts)

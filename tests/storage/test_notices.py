@@ -34,9 +34,20 @@ SEED = (CHECK, ACTION, ACKED, SKIPPED, AGAIN, AROUND)
 
 
 @pytest.fixture
-def orders(database_url: str, tmp_path: Path) -> Iterator[Poisoned]:
+def url(request: pytest.FixtureRequest) -> str:
+    """Give the URL of an empty database: SQLite's, unless a test is for both kinds."""
+    kind = getattr(request, "param", "sqlite")
+    found: str = request.getfixturevalue(f"{kind}_url")
+    return found
+
+
+on_both = pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture
+def orders(url: str, tmp_path: Path) -> Iterator[Poisoned]:
     """Give a log whose handler fails on demand."""
-    with Poisoned(database_url, tmp_path, more="max_retries = 1") as found:
+    with Poisoned(url, tmp_path, more="max_retries = 1") as found:
         yield found
 
 
@@ -58,6 +69,7 @@ def names(told: list[Notice], offset: int) -> list[str]:
 BOOM = {"n": 3, "do": "raise"}
 
 
+@on_both
 def test_each_outcome_is_told_in_the_order_of_old(
     orders: Poisoned, told: list[Notice]
 ) -> None:
@@ -118,6 +130,7 @@ def test_an_error_does_not_stay_in_what_is_told_later(
     assert [n.payload["retry_count"] for n in told if n.name == AROUND] == [1]
 
 
+@on_both
 def test_what_is_kept_or_waits_is_told_in_our_names(
     orders: Poisoned, told: list[Notice]
 ) -> None:
@@ -151,13 +164,31 @@ def test_nothing_is_told_of_a_batch_that_rolls_back(
     taken = orders.portion([("a", {"n": 1})])
     orders.move_to(0)
     with orders.app.database.write() as connection:
-        orders.app.database.tables.offsets.update()
         connection.exec_driver_sql("UPDATE kappa_log_offsets SET epoch = epoch + 1")
 
     with pytest.raises(kappa_log.StorageError):
         orders.take(taken)
 
     assert [n.name for n in told] == [CHECK, ACTION]
+
+
+def test_a_second_pass_is_told_too(orders: Poisoned, told: list[Notice]) -> None:
+    """What is kept at the very coordinates is a duplicate, or a failure still."""
+    records = [("a", {"n": 1}), ("b", BOOM), ("c", {"n": 4, "do": "skip"})]
+    orders.read(*records)
+    del told[:]
+    orders.move_to(0)
+    with orders.app.database.write() as connection:
+        connection.execute(
+            orders.app.database.tables.offsets.update().values(next_offset=0)
+        )
+
+    orders.read(*records)
+
+    assert names(told, 0) == [CHECK, AGAIN, AROUND]
+    assert names(told, 1) == [CHECK, SKIPPED, AROUND]
+    assert names(told, 2) == [CHECK, ACTION, SKIPPED, AROUND]
+    assert "record_failed" not in [n.name for n in told]
 
 
 def test_a_subscriber_that_raises_breaks_nothing_and_is_told_once(
@@ -261,6 +292,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     return exporter
 
 
+@on_both
 def test_spans_link_record_event_and_fold_to_their_producer(
     orders: Poisoned, spans: InMemorySpanExporter
 ) -> None:

@@ -24,17 +24,28 @@ ORDER = '{"id":7, "note":"<a> & b"}'
 
 
 @pytest.fixture
-def old(database_url: str, tmp_path: Path) -> Iterator[Old]:
+def url(request: pytest.FixtureRequest) -> str:
+    """Give the URL of an empty database: SQLite's, unless a test is for both kinds."""
+    kind = getattr(request, "param", "sqlite")
+    found: str = request.getfixturevalue(f"{kind}_url")
+    return found
+
+
+on_both = pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture
+def old(url: str, tmp_path: Path) -> Iterator[Old]:
     """Give an old database without rows, of the log's kind."""
-    made = Old(database_url, tmp_path)
+    made = Old(url, tmp_path)
     yield made
     made.close()
 
 
 @pytest.fixture
-def app(database_url: str, tmp_path: Path) -> Iterator[KappaLog]:
+def app(url: str, tmp_path: Path) -> Iterator[KappaLog]:
     """Give an empty log."""
-    with open_log(database_url, tmp_path) as made:
+    with open_log(url, tmp_path) as made:
         yield made
 
 
@@ -46,6 +57,7 @@ def imported(app: KappaLog, old: Old, **how: Any) -> ImportReport:
     return report
 
 
+@on_both
 def test_a_row_keeps_what_it_was(app: KappaLog, old: Old) -> None:
     """SEED D2, D4, F8, F15, H8, H13: columns, old checksum, the received bytes.
 
@@ -91,6 +103,7 @@ def test_rows_come_in_the_order_of_their_ids_whatever_topics_they_are_of(
     assert [e.payload["n"] for e in app.events(oldest_first=True)] == list(range(6))
 
 
+@on_both
 def test_what_is_null_or_no_json_is_kept_all_the_same(app: KappaLog, old: Old) -> None:
     """SEED D2 (all columns nullable), D5, H9, H12, H13: tombstones, text, objects."""
     nothing = dict.fromkeys(old.row(None))
@@ -134,6 +147,7 @@ def test_a_message_that_was_kept_twice_is_an_event_and_a_duplicate(
     assert (duplicate.repeats, duplicate.offset) == (1, 2)
 
 
+@on_both
 def test_what_was_imported_is_recognised_when_it_comes_again(
     app: KappaLog, old: Old, tmp_path: Path
 ) -> None:
@@ -162,6 +176,7 @@ def test_what_the_log_cannot_keep_as_an_event_is_a_failure(
     assert kept.error_message == "entity_id has 2000 bytes; at most 1024 are indexed"
 
 
+@on_both
 def test_importing_again_brings_what_came_since_and_nothing_else(
     app: KappaLog, old: Old
 ) -> None:
@@ -248,8 +263,9 @@ def test_a_failure_is_retried_with_what_its_handler_was_told_then(
         assert (again.tables[1].compared, again.tables[1].settled) == (1, 1)
 
 
+@on_both
 def test_an_import_that_is_killed_goes_on(
-    database_url: str, app: KappaLog, old: Old, tmp_path: Path
+    url: str, app: KappaLog, old: Old, tmp_path: Path
 ) -> None:
     """Whatever was in flight comes once, in order."""
     rows = [
@@ -257,7 +273,7 @@ def test_an_import_that_is_killed_goes_on(
         for number in range(3 * importer.BATCH_ROWS)
     ]
     old.put_many("events", rows)
-    task = {"url": database_url, "folder": str(tmp_path), "old": old.url}
+    task = {"url": url, "folder": str(tmp_path), "old": old.url}
     with Worker(work="import_phobos", pause=True, **task) as worker:
         worker.wait_for("paused")
         worker.go_on()
