@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kappa_log.kafka.producer import Producer
     from kappa_log.plan import ReplayPlan
     from kappa_log.steps import ReplayReport
+    from kappa_log.telemetry.notices import Notice, Subscription, subscribe
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ _HOMES = {
     "KappaLog": "app",
     "KappaLogError": "errors",
     "Metadata": "handler",
+    "Notice": "telemetry.notices",
     "Position": "events",
     "Producer": "kafka.producer",
     "Projection": "fold",
@@ -41,10 +43,12 @@ _HOMES = {
     "ReplayPlan": "plan",
     "ReplayReport": "steps",
     "StorageError": "errors",
+    "Subscription": "telemetry.notices",
     "UsageError": "errors",
     "ack": "handler",
     "make_event": "events",
     "projection": "fold",
+    "subscribe": "telemetry.notices",
 }
 
 __all__ = [
@@ -56,6 +60,7 @@ __all__ = [
     "KappaLog",
     "KappaLogError",
     "Metadata",
+    "Notice",
     "Position",
     "Producer",
     "Projection",
@@ -63,10 +68,12 @@ __all__ = [
     "ReplayPlan",
     "ReplayReport",
     "StorageError",
+    "Subscription",
     "UsageError",
     "ack",
     "make_event",
     "projection",
+    "subscribe",
 ]
 
 

@@ -44,6 +44,7 @@ from kappa_log.plan import Context, ReplayPlan, ReplayRequest
 from kappa_log.project import OnProgress, ProjectReport
 from kappa_log.records import Lane
 from kappa_log.replay import Replayer
+from kappa_log.seeds import seed_of
 from kappa_log.status import (
     CursorStatus,
     HeadStatus,
@@ -55,6 +56,7 @@ from kappa_log.steps import ReplayReport
 from kappa_log.storage import (
     builds,
     diff,
+    dump,
     ledger,
     lists,
     log,
@@ -69,6 +71,7 @@ from kappa_log.storage.builds import Build
 from kappa_log.storage.database import Database
 from kappa_log.storage.diff import Diff
 from kappa_log.storage.failures import FailureFilter, FailureGroup
+from kappa_log.storage.own import FOLDER, OwnMigrations, OwnState
 from kappa_log.storage.pages import Chosen, Page
 from kappa_log.storage.parked import ParkedKey
 from kappa_log.storage.replays import ReplayRow
@@ -83,6 +86,7 @@ if TYPE_CHECKING:
     from kappa_log.kafka.lag import PartitionLag
     from kappa_log.kafka.produce import ProduceProgress, ProduceReport
     from kappa_log.kafka.producer import Producer
+    from kappa_log.phobos.importer import ImportProgress, ImportReport
 
 LAST_FOLD_SECONDS = 1.5
 """How long folding may take to notice that consuming has ended; it was told when that
@@ -174,38 +178,84 @@ class KappaLog:
 
     # --- the database -------------------------------------------------------
 
+    @property
+    def own_migrations(self) -> OwnMigrations | None:
+        """The project's own migrations, beside its kappa_log.toml; None without any."""
+        return OwnMigrations.of(self.config.folder)
+
     def create_database(self) -> bool:
         """Create the database and its tables; tell whether they are new."""
-        return migrations.create(self.database)
+        return migrations.create(self.database, self.own_migrations)
 
     def drop_database(self) -> bool:
         """Remove all that kappa_log made; tell whether there was anything."""
-        return migrations.drop(self.database)
+        return migrations.drop(self.database, self.own_migrations)
 
     def reset_database(self) -> None:
         """Remove all that kappa_log made, and create it anew, empty."""
         self.drop_database()
         self.create_database()
 
+    def setup_database(self) -> bool:
+        """Create the database, bring it up to date and seed it; tell whether seeded."""
+        if not self.create_database():
+            self.upgrade_database()
+        return self.seed_database()
+
+    def seed_database(self) -> bool:
+        """Call ``seed(log)`` of the project's seeds.py; False without that file.
+
+        It is called each time: what it does twice is its own affair. Ingesting a file
+        again, for one, adds nothing.
+
+        Raises:
+            RegistrationError: The file cannot be imported.
+            UsageError: It has no such function.
+        """
+        seed = seed_of(self.config.folder)
+        if seed is None:
+            return False
+        self._require()
+        seed(self)
+        return True
+
+    def dump_schema(self) -> str:
+        """Return the tables, without rows and builds, as SQL text."""
+        return dump.dump(self.database)
+
+    def load_schema(self, text: str) -> None:
+        """Make the tables of a dump in a database that has none of ours."""
+        dump.load(self.database, text)
+
+    def write_migration(self, name: str) -> tuple[Path, bool]:
+        """Write the project's next migration, empty; tell whether it is new."""
+        own = OwnMigrations(self.config.folder / FOLDER)
+        return own.write(name, self._clock())
+
     def upgrade_database(self, revision: str = "head") -> None:
-        """Move the tables up to a revision."""
+        """Move the tables up to a revision; ``head``: the project's own, too."""
         if self.database_state().verdict == "empty":
             self._require()
-        migrations.upgrade(self.database, revision)
+        migrations.upgrade(self.database, revision, self.own_migrations)
 
     def downgrade_database(self, revision: str = "-1") -> None:
-        """Move the tables down; ``base`` removes them."""
+        """Move the tables down, the project's first; ``base`` removes them."""
         if self.database_state().verdict == "empty":
             self._require()
-        migrations.downgrade(self.database, revision)
+        migrations.downgrade(self.database, revision, self.own_migrations)
 
     def database_state(self) -> migrations.SchemaState:
         """Return which revision the database has, and which is wanted."""
         return migrations.state(self.database)
 
+    def own_state(self) -> OwnState | None:
+        """Return the same of the project's own migrations; None without any."""
+        own = self.own_migrations
+        return None if own is None else own.state(self.database)
+
     def database_history(self) -> list[migrations.Revision]:
-        """Return all migrations, oldest first."""
-        return migrations.history(self.database)
+        """Return all migrations, oldest first, the project's own after ours."""
+        return migrations.history(self.database, self.own_migrations)
 
     def _require(self) -> None:
         migrations.require_current(self.database)
@@ -254,6 +304,40 @@ class KappaLog:
             clock=self._clock,
             on_progress=on_progress,
         )
+
+    def import_phobos(
+        self,
+        url: str,
+        *,
+        source: str | None = None,
+        dry_run: bool = False,
+        on_progress: Callable[[ImportProgress], None] | None = None,
+    ) -> ImportReport:
+        """Bring the events and failures of Phobos DB Checkpoint into the log.
+
+        It goes on after what is in the log already, and compares all of it at the end.
+
+        Args:
+            url: The old database, of PostgreSQL or SQLite; it is only read.
+            source: Name of the source, instead of the old database's name.
+            dry_run: Say what there is, and import nothing.
+            on_progress: Called after each batch.
+
+        Raises:
+            SourceError: The old database cannot be read; what was imported is kept.
+            SourceDiverged: It is not the one that was imported under that name.
+            AlreadyRunning: Another process imports.
+            StorageError: The log's database refused; what was committed is kept.
+        """
+        from kappa_log.phobos.importer import Importer
+        from kappa_log.storage.phobos import OldDatabase
+
+        self._require()
+        with contextlib.closing(OldDatabase(url)) as old:
+            importer = Importer(
+                self.database, old, self._clock, name=source, on_progress=on_progress
+            )
+            return importer.plan() if dry_run else importer.run()
 
     # --- Kafka --------------------------------------------------------------
 

@@ -205,6 +205,13 @@ class ArchiveConfig(_Section):
     url: str = "archive"
 
 
+class LogConfig(_Section):
+    """What consume, run and serve log on stderr."""
+
+    format: Literal["console", "json"] = "console"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
 class ApiConfig(_Section):
     """Where the HTTP API listens."""
 
@@ -236,6 +243,7 @@ class Config(BaseSettings):
     ingest: IngestConfig = IngestConfig()
     archive: ArchiveConfig = ArchiveConfig()
     api: ApiConfig = ApiConfig()
+    log: LogConfig = LogConfig()
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
     _file: Path | None = PrivateAttr(default=None)

@@ -7,6 +7,7 @@ failure; or they end their portion, to be tried again in their place.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -46,6 +47,8 @@ from kappa_log.records import (
 from kappa_log.storage import failures, log
 from kappa_log.storage.database import Database
 from kappa_log.storage.ledger import Assignment, Counts
+from kappa_log.telemetry import notices, tracing
+from kappa_log.telemetry.notices import Attempt
 
 MAX_PARKED = 10_000
 """Most records that wait behind one failure; the next one waits in its topic."""
@@ -104,6 +107,8 @@ class Stopped(msgspec.Struct, frozen=True):
     attempt: int
     """How often it was tried."""
     why: str
+    error: BaseException | None = None
+    """What its handler raised; None if it was not called."""
 
 
 class Acked(msgspec.Struct, frozen=True, gc=False):
@@ -117,6 +122,8 @@ class Acked(msgspec.Struct, frozen=True, gc=False):
     raw: bytes | None
     headers: bytes | None
     digest_tail: bytes
+    recorded: int | None = None
+    """When another system recorded it, in microseconds; None for now."""
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -135,6 +142,10 @@ class Failed(msgspec.Struct, frozen=True):
     explained: tuple[str | None, str | None, str | None, str | None]
     """Error's class, message, backtrace as JSON, and fingerprint."""
     attempts: int = 1
+    kept_at: int | None = None
+    """When another system kept it, in microseconds; None for now."""
+    metadata: str | None = None
+    """What another system knew of it beyond our columns, as JSON."""
 
 
 class Decided(msgspec.Struct):
@@ -150,6 +161,8 @@ class Decided(msgspec.Struct):
     seen_before: Counts = msgspec.field(default_factory=Counts)
     """Of a second pass: records whose coordinates are kept already, with the same
     bytes. They are counted, and nothing is kept twice."""
+    told: list[Attempt] = []
+    """What subscribers are told of each record once all of it is committed."""
 
     @property
     def counts(self) -> Counts:
@@ -181,8 +194,8 @@ class Outlook(msgspec.Struct, frozen=True):
         return found == self.waiting
 
 
-Seen = list[tuple[int, str]]
-"""Offsets whose records are kept already, and how each is counted."""
+Seen = list[tuple[Record, str]]
+"""Those whose records are kept already, and how each is counted."""
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -246,6 +259,7 @@ def decide(
         also_known: Messages that are taken for events of the log, by message id.
     """
     lanes = [(p.lane, p.held.source_id) for p in batch.portions if p.waits]
+    started = time.perf_counter()
     with database.read() as connection:
         known = log.known(connection, database, batch.messages)
         park_ids: list[bytes] = []
@@ -254,13 +268,16 @@ def decide(
         waiting = failures.waited_for(connection, database, lanes, park_ids)
     known.update(also_known)
     decider = _Decider(database, known, waiting, effects)
+    decider.looked_up = time.perf_counter() - started
     decided = []
     for portion, ids, seen in zip(batch.unseen, batch.ids, batch.seen, strict=True):
         result = decider.portion(portion, ids)
         end = result.stopped.offset if result.stopped else portion.to_offset
-        for offset, counted in seen:
-            if offset < end:
+        for record, counted in seen:
+            if record.offset < end:
                 result.seen_before.count(counted)
+                if decider.is_heard:
+                    result.told.append(_seen_again(portion, record, counted))
         decided.append(result)
     outlook = Outlook(lanes, park_ids, frozenset(waiting))
     return Decision(batch.portions, decided, outlook)
@@ -310,7 +327,7 @@ def _unseen(portion: Portion, kept: dict[int, log.Kept], seen: Seen) -> Portion:
                 f"{known.what}; this batch was rolled back and nothing of it was kept"
             )
             raise SourceDiverged(msg)
-        seen.append((record.offset, known.counted))
+        seen.append((record, known.counted))
     return msgspec.structs.replace(portion, records=unseen)
 
 
@@ -356,25 +373,47 @@ class _Decider:
         self._parked: dict[bytes, int] = {}
         self._effects = effects
         self._acked = 0
+        self.is_heard = notices.records_are_heard()
+        self._tracer = tracing.tracer()
+        self.looked_up = 0.0
+        """How long it took to find out what is known; for subscribers alone."""
 
     def portion(self, portion: Portion, ids: Sequence[bytes | Failed]) -> Decided:
         """Return what becomes of one portion's records, up to one that stops it."""
-        result = Decided(acked=[], duplicates=[], failed=[])
+        result = Decided(acked=[], duplicates=[], failed=[], told=[])
         for record, message_id in zip(portion.records, ids, strict=True):
-            if isinstance(message_id, Failed):
-                self._fail(message_id, result)
-                continue
-            value_sum = checksum(record.value)
-            repeated = self._known.get(message_id)
-            if repeated is None:
-                self._new(portion, record, message_id, value_sum, result)
-                if result.stopped is not None:
-                    break
-            elif repeated.checksum != value_sum:
-                self._fail(_contradiction(portion, record, message_id), result)
-            else:
-                result.duplicates.append((record, repeated.position))
+            attempt = None
+            if self.is_heard:
+                identity = b"" if isinstance(message_id, Failed) else message_id
+                attempt = _begun(portion, record, identity, self.looked_up)
+            outcome = self._record(portion, record, message_id, result)
+            if attempt is not None:
+                attempt.decide(outcome, _error_of(outcome, result))
+                result.told.append(attempt)
+            if result.stopped is not None:
+                break
         return result
+
+    def _record(
+        self,
+        portion: Portion,
+        record: Record,
+        message_id: bytes | Failed,
+        result: Decided,
+    ) -> str:
+        """Decide about one record; return what became of it."""
+        if isinstance(message_id, Failed):
+            self._fail(message_id, result)
+            return "refused"
+        value_sum = checksum(record.value)
+        repeated = self._known.get(message_id)
+        if repeated is None:
+            return self._new(portion, record, message_id, value_sum, result)
+        if _contradicts(portion, repeated, value_sum):
+            self._fail(_contradiction(portion, record, message_id), result)
+            return "refused"
+        result.duplicates.append((record, repeated.position))
+        return "duplicate"
 
     def _new(
         self,
@@ -383,21 +422,36 @@ class _Decider:
         message_id: bytes,
         value_sum: str | None,
         result: Decided,
-    ) -> None:
-        """Decide about a record that is no duplicate."""
+    ) -> str:
+        """Decide about a record that is no duplicate; return what became of it."""
         if self._waiting and self._park(portion, record, message_id, result):
-            return
-        outcome = consume(portion, record, message_id, value_sum, self._effects)
+            return "parked"
+        outcome = self._consumed(portion, record, message_id, value_sum)
         if isinstance(outcome, Acked):
             self._known[message_id] = log.Known(-self._acked, value_sum)
             self._acked += 1
             result.acked.append(outcome)
-        elif outcome is None:
+            return "acked"
+        if outcome is None:
             result.skipped += 1
-        elif isinstance(outcome, Stopped):
+            return "skipped"
+        if isinstance(outcome, Stopped):
             result.stopped = outcome
-        else:
-            self._fail(outcome, result)
+            return "stopped"
+        self._fail(outcome, result)
+        return "failed"
+
+    def _consumed(
+        self, portion: Portion, record: Record, message_id: bytes, value_sum: str | None
+    ) -> Acked | Failed | Stopped | None:
+        """Call the handler, in a span of its own where spans are wanted."""
+        if self._tracer is None:
+            return consume(portion, record, message_id, value_sum, self._effects)
+        with tracing.processing(self._tracer, portion.lane, record) as span:
+            outcome = consume(portion, record, message_id, value_sum, self._effects)
+            if isinstance(outcome, Failed | Stopped):
+                tracing.failed(span, outcome.error)
+            return outcome
 
     def _fail(self, failed: Failed, result: Decided) -> None:
         result.failed.append(failed)
@@ -449,6 +503,42 @@ class _Decider:
 
 
 _NOTHING_SAID = Ack(None, None, None, None)
+
+
+def _begun(
+    portion: Portion, record: Record, message_id: bytes, looked_up: float
+) -> Attempt:
+    """Tell subscribers that a record was looked up, in so many seconds."""
+    metadata = _metadata(portion, record, message_id, checksum(record.value), None)
+    facts = msgspec.structs.asdict(metadata)
+    del facts["effects"]
+    facts["handler"] = portion.listener.handler_name
+    return Attempt.begin(facts, looked_up)
+
+
+def _seen_again(portion: Portion, record: Record, counted: str) -> Attempt:
+    """Return what is told of a second pass: a duplicate, or what is a failure still."""
+    attempt = _begun(portion, record, b"", 0.0)
+    attempt.decide("duplicate" if counted == "duplicate" else "kept", None)
+    return attempt
+
+
+def _error_of(outcome: str, result: Decided) -> BaseException | None:
+    """Return the error of the record that was decided last."""
+    if outcome in ("failed", "refused"):
+        return result.failed[-1].error
+    return result.stopped.error if result.stopped is not None else None
+
+
+def _contradicts(portion: Portion, known: log.Known, value_sum: str | None) -> bool:
+    """Tell whether a message has another payload than the event of its identity.
+
+    Where the payload is part of the identity it cannot. Then the checksums are not
+    compared: an imported event has kept the one of its old system.
+    """
+    if "payload" in portion.listener.dedupe:
+        return False
+    return known.checksum != value_sum
 
 
 def consume(
@@ -530,7 +620,7 @@ def _not_consumed(
     if call is not None and _is_tried_again(portion, call, error):
         tries = portion.tries_of(record) + 1
         why = f"{type(error).__name__}: {message_of(error)}"
-        return Stopped(record.offset, tries, why)
+        return Stopped(record.offset, tries, why, error)
     given = None if call is None else call.received
     failed = _failed(portion, record, error, message_id, given)
     if said is None:
@@ -611,12 +701,16 @@ def _metadata(
     effects: Effects | None,
 ) -> Metadata:
     told = portion.listener.told
+    partition, offset = portion.lane.partition, record.offset
+    if told:
+        partition = _told_number(told, "partition", partition)
+        offset = _told_number(told, "offset", offset)
     return Metadata(
         listener_id=told.get("listener_id", portion.listener.id),
         group_id=portion.lane.group_id,
         topic=portion.lane.topic,
-        partition=portion.lane.partition,
-        offset=record.offset,
+        partition=partition,
+        offset=offset,
         key=record.key,
         timestamp=record.timestamp,
         headers=record.headers,
@@ -625,6 +719,11 @@ def _metadata(
         message_id=message_id.hex(),
         effects=effects,
     )
+
+
+def _told_number(told: Mapping[str, Any], name: str, otherwise: int) -> int:
+    found = told.get(name)
+    return found if type(found) is int else otherwise
 
 
 def _contradiction(portion: Portion, record: Record, message_id: bytes) -> Failed:

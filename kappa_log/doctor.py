@@ -27,6 +27,20 @@ class Check(msgspec.Struct, frozen=True):
     remedy: str | None = None
 
 
+def _own_migrations(app: KappaLog) -> Iterator[Check]:
+    """Yield whether the project's own migrations were run, if it has any."""
+    try:
+        own = app.own_state()
+    except KappaLogError as error:
+        yield Check("migrations", ok=False, detail=str(error), remedy="fix the file")
+        return
+    if own is not None:
+        is_done = own.verdict == "current"
+        detail = f"the project's own: {own.found or 'none'} of {own.wanted}"
+        remedy = None if is_done else "kappa-log db upgrade"
+        yield Check("migrations", is_done, detail, remedy)
+
+
 def examine(app: KappaLog) -> Iterator[Check]:
     """Yield what was looked at; nothing is changed."""
     version = sys.version.split()[0]
@@ -58,6 +72,7 @@ def examine(app: KappaLog) -> Iterator[Check]:
     yield Check(
         "database", state.verdict == "current", detail, remedies.get(state.verdict)
     )
+    yield from _own_migrations(app)
     try:
         names = app.registry.names
     except KappaLogError as error:

@@ -9,7 +9,8 @@ beforehand, so a kill leaves nothing locked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,13 +27,21 @@ from kappa_log.errors import (
 )
 from kappa_log.events import Event, Position, from_micros
 from kappa_log.handler import Ack, FieldOptions
-from kappa_log.ingest import MAX_RERUNS, Clock, append, started_handler
+from kappa_log.ingest import (
+    MAX_RERUNS,
+    Clock,
+    Committed,
+    append,
+    started_handler,
+    tell_of,
+)
 from kappa_log.listeners import Listener, field_listener
 from kappa_log.records import Lane, Record, checksum
 from kappa_log.storage import failures, lists, log, replays
 from kappa_log.storage.database import ConstraintViolated, Database
 from kappa_log.storage.failures import FailureFilter, Waiting
 from kappa_log.storage.ledger import Assignment, source_id
+from kappa_log.telemetry import notices
 from kappa_log.trial import MAX_TRIALS, Trial, Trier
 
 PAGE = 500
@@ -315,7 +324,7 @@ class Retrier:
                 refused = error
                 continue
             if decided.failed:
-                self._fail(found, decided.failed[0])
+                self._fail(found, decided.failed[0], decided.told)
             return self._outcome(decided)
         msg = f"failure {found.id}: its coordinates hold another event"
         raise SourceDiverged(msg)
@@ -327,7 +336,20 @@ class Retrier:
             batch = identify(self._database, [portion])
             (decided,) = decide(self._database, batch, effects).decided
             if not decided.failed:
-                self._settle(found, decided, "retry", portion, effects)
+                started = time.perf_counter()
+                done = self._settle(found, decided, "retry", portion, effects)
+                seconds = time.perf_counter() - started
+                tell_of([portion], [decided], done, seconds)
+                outcome = "acked" if decided.acked else "skipped"
+                outcome = "duplicate" if decided.duplicates else outcome
+                facts = {
+                    "id": found.id,
+                    "topic": portion.lane.topic,
+                    "group_id": portion.lane.group_id,
+                    "outcome": outcome,
+                    "position": done.first_position,
+                }
+                notices.tell("failure_settled", facts, seconds=seconds)
         return decided
 
     def _portion(self, found: Waiting) -> Portion:
@@ -358,7 +380,9 @@ class Retrier:
         # Its turn has come: it waits behind nothing.
         return msgspec.structs.replace(self._listeners[place], told=told, park="event")
 
-    def _fail(self, found: Waiting, failed: Failed) -> None:
+    def _fail(
+        self, found: Waiting, failed: Failed, told: Sequence[notices.Attempt]
+    ) -> None:
         names = ("error_class", "error_message", "error_backtrace", "fingerprint")
         changes = dict(zip(names, failed.explained, strict=True))
         with self._database.write() as connection:
@@ -371,6 +395,8 @@ class Retrier:
             )
         if not known:
             raise LostRace(_TAKEN.format(identifier=found.id))
+        for attempt in told:
+            attempt.end()
         raise RetryFailed("failure", found.id, failed.error) from failed.error
 
     def _settle(
@@ -380,7 +406,7 @@ class Retrier:
         action: str,
         portion: Portion,
         effects: Effects,
-    ) -> None:
+    ) -> Committed:
         """Take a failure out and write what it became, in one transaction.
 
         Raises:
@@ -408,6 +434,7 @@ class Retrier:
                 detail={"position": done.last_position},
             )
             replays.write_audit(connection, self._database, act, now)
+        return done
 
     def _outcome(self, decided: Decided) -> Retried:
         if decided.duplicates:

@@ -13,6 +13,7 @@ written only when the one before it is in the log.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,8 +48,12 @@ from kappa_log.storage import ledger, log
 from kappa_log.storage.bulk import time_shift
 from kappa_log.storage.database import ConstraintViolated, Database
 from kappa_log.storage.ledger import Assignment, Counts
+from kappa_log.telemetry import notices, tracing
 
 Clock = Callable[[], datetime]
+
+TOLD = 20
+"""Failures of a batch that its notice names."""
 
 MAX_RERUNS = 5
 """How often a batch is decided anew because other writers got ahead of it."""
@@ -368,7 +373,7 @@ class _Commit:
 
         def commit() -> Committed:
             try:
-                return _commit(Effects(database), decision, now, given.set)
+                return commit_decided(Effects(database), decision, now, given.set)
             finally:
                 given.set()
 
@@ -406,7 +411,7 @@ def _attempt(
 ) -> Committed:
     with Effects(database, refused=refused) as effects:
         decision = decide(database, identify(database, portions), effects)
-        return _commit(effects, decision, clock())
+        return commit_decided(effects, decision, clock())
 
 
 def _one_by_one(
@@ -423,7 +428,7 @@ def _one_by_one(
     return total
 
 
-def _commit(
+def commit_decided(
     effects: Effects,
     decision: Decision,
     now: datetime,
@@ -440,6 +445,18 @@ def _commit(
     Raises:
         _Overtaken: Keys wait now that did not, or not any more; nothing is kept.
     """
+    started = time.perf_counter()
+    done = _write(effects, decision, now, given)
+    tell_of(decision.portions, decision.decided, done, time.perf_counter() - started)
+    return done
+
+
+def _write(
+    effects: Effects,
+    decision: Decision,
+    now: datetime,
+    given: Callable[[], None] | None,
+) -> Committed:
     stopped: dict[Lane, Stopped] = {}
     portions: list[Portion] = []
     decided: list[Decided] = []
@@ -466,6 +483,75 @@ def _commit(
             raise _Overtaken
         done = append(connection, database, portions, decided, now, given=given)
     return msgspec.structs.replace(done, stopped=stopped)
+
+
+def tell_of(
+    portions: Sequence[Portion],
+    decided: Sequence[Decided],
+    done: Committed,
+    seconds: float,
+) -> None:
+    """Tell subscribers and tracers of a batch that is in the log.
+
+    Args:
+        portions: Whose records they were.
+        decided: What became of each portion's.
+        done: What was committed.
+        seconds: How long the transaction took.
+    """
+    position = done.first_position or 0
+    for found in decided:
+        for attempt in found.told:
+            is_event = attempt.outcome == "acked"
+            attempt.end(position if is_event else None)
+            position += is_event
+    if notices.is_heard("batch_committed") and done.counts.seen:
+        lanes = [_lane_facts(*pair) for pair in zip(portions, decided, strict=True)]
+        facts = msgspec.structs.asdict(done) | {
+            "counts": msgspec.structs.asdict(done.counts),
+            "lanes": lanes,
+            "failures": list(itertools.islice(_failure_facts(portions, decided), TOLD)),
+            "stopped": len(done.stopped),
+        }
+        notices.tell("batch_committed", facts, seconds=seconds)
+    tracer = tracing.tracer()
+    if tracer is not None and done.first_position is not None:
+        tracing.committed(
+            tracer,
+            (done.first_position, done.last_position or 0),
+            seconds,
+            (item.record for found in decided for item in found.acked),
+        )
+
+
+def _lane_facts(portion: Portion, found: Decided) -> dict[str, Any]:
+    lane = portion.lane
+    return {
+        "source": lane.source,
+        "topic": lane.topic,
+        "group_id": lane.group_id,
+        "partition": lane.partition,
+        "listener_id": portion.listener.id,
+        "counts": msgspec.structs.asdict(found.counts),
+        "stopped": found.stopped is not None,
+    }
+
+
+def _failure_facts(
+    portions: Sequence[Portion], decided: Sequence[Decided]
+) -> Iterator[dict[str, Any]]:
+    for portion, found in zip(portions, decided, strict=True):
+        for failed in found.failed:
+            if failed.error is not None:
+                yield {
+                    "topic": portion.lane.topic,
+                    "group_id": portion.lane.group_id,
+                    "partition": portion.lane.partition,
+                    "offset": failed.record.offset,
+                    "error_class": failed.explained[0],
+                    "error_message": failed.explained[1],
+                    "attempts": failed.attempts,
+                }
 
 
 def append(  # noqa: PLR0913 - each is a part of one transaction, by its name
@@ -519,7 +605,10 @@ def append(  # noqa: PLR0913 - each is a part of one transaction, by its name
     if writer.position == old.position:
         return Committed(total, None, None)
     log.move_head(
-        connection, database, old, log.Head(writer.position, writer.digest, micros)
+        connection,
+        database,
+        old,
+        log.Head(writer.position, writer.digest, writer.recorded),
     )
     return Committed(total, old.position + 1, writer.position)
 
@@ -530,6 +619,8 @@ class RowWriter:
     def __init__(self, database: Database, old: log.Head, micros: int) -> None:
         self.position = old.position
         self.digest = old.digest
+        self.recorded = old.recorded_at or 0
+        """When the last event was recorded; it never falls."""
         self.ranges: list[tuple[tuple[int, int] | None, bytes | None]] = []
         """Of each portion: its positions, and the chain's head at the last."""
         self._first = old.position + 1
@@ -568,6 +659,9 @@ class RowWriter:
         for item in acked:
             self.position = position = self.position + 1
             record, given = item.record, item.ack
+            if item.recorded is not None:
+                recorded = max(item.recorded, self.recorded)
+            self.recorded = recorded
             self.digest = chain.extend(
                 self.digest,
                 digests.of(
@@ -617,7 +711,7 @@ class RowWriter:
     def failures(self, decided: Sequence[Decided]) -> list[tuple[Any, ...]]:
         """Return the rows of failures."""
         return [
-            failure_row(failed, self._micros - self._shift, self._shift)
+            failure_row(failed, self._micros, self._shift)
             for result in decided
             for failed in result.failed
         ]
@@ -626,6 +720,7 @@ class RowWriter:
 def failure_row(failed: Failed, recorded: int, shift: int) -> tuple[Any, ...]:
     """Return a failure in order of `ledger.FAILURE_COLUMNS`."""
     said = failed.said
+    kept_at = (recorded if failed.kept_at is None else failed.kept_at) - shift
     return (
         *failed.received,
         failed.record.value,
@@ -639,6 +734,7 @@ def failure_row(failed: Failed, recorded: int, shift: int) -> tuple[Any, ...]:
         int(failed.error is None),
         *failed.explained,
         failed.attempts,
-        recorded,
-        recorded,
+        kept_at,
+        kept_at,
+        failed.metadata,
     )

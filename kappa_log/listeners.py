@@ -47,7 +47,13 @@ class Listener(msgspec.Struct, frozen=True):
     backoff: BackoffConfig = BackoffConfig()
     told: Mapping[str, Any] = {}
     """What handlers are told of a record that was imported: what they were told then,
-    where that says listener_id or checksum."""
+    where that says listener_id, checksum, partition or offset."""
+
+    @property
+    def handler_name(self) -> str:
+        """``module:Class`` of its handler."""
+        kind = type(self.handler)
+        return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def listener_for(

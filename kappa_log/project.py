@@ -42,6 +42,7 @@ from kappa_log.storage.builds import Build
 from kappa_log.storage.database import ConstraintViolated, Database
 from kappa_log.storage.rows import RowStore
 from kappa_log.storage.views import point_view
+from kappa_log.telemetry import notices, tracing
 
 Clock = Callable[[], datetime]
 
@@ -253,16 +254,37 @@ class Runner:
         self._run(upto, phase, on_progress)
 
     def _run(self, upto: Position, phase: str, on_progress: OnProgress | None) -> None:
-        written = time.monotonic()
+        tracer = tracing.tracer()
+        while self.cursor < upto:
+            with tracing.folding(
+                tracer, self._projection.name, self._build.number
+            ) as span:
+                self._run_to_write(upto, phase, on_progress, span)
+
+    def _run_to_write(
+        self,
+        upto: Position,
+        phase: str,
+        on_progress: OnProgress | None,
+        span: tracing.Traced,
+    ) -> None:
+        """Fold pages until there is enough to write, and write it."""
+        started = time.monotonic()
+        first, events = self.cursor, self.events
         for after, until in spans(self.cursor, upto, PAGE_EVENTS):
             self._read_parked()
-            self._folding.apply(self._reader.page(after, until))
-            is_due = time.monotonic() - written >= FLUSH_SECONDS
-            if is_due or self._is_large or until == upto:
+            page = self._reader.page(after, until)
+            self._folding.apply(page)
+            if span.is_wanted:
+                span.saw(page.column("headers"))
+            is_due = time.monotonic() - started >= FLUSH_SECONDS
+            is_written = is_due or self._is_large or until == upto
+            if is_written:
                 with self._database.write() as connection:
-                    self._write(connection, until)
+                    changed = self._write(connection, until)
                 self._remember(until)
-                written = time.monotonic()
+                span.wrote(first + 1, until, self.events - events)
+                self._tell(first, events, changed, phase, started)
             if on_progress is not None:
                 on_progress(
                     FoldProgress(
@@ -273,6 +295,8 @@ class Runner:
                         phase,
                     )
                 )
+            if is_written:
+                return
 
     @property
     def _is_large(self) -> bool:
@@ -281,7 +305,27 @@ class Runner:
         has_states = not self._is_filling and len(folding.states) > MAX_STATES
         return has_states or len(folding.new_parked) > MAX_NEW_PARKED
 
-    def _write(self, connection: sa.Connection, until: Position) -> None:
+    def _tell(
+        self, first: Position, events: int, changed: int, phase: str, started: float
+    ) -> None:
+        """Tell subscribers that rows and cursor were written."""
+        if notices.is_heard("projection_folded"):
+            notices.tell(
+                "projection_folded",
+                {
+                    "projection": self._projection.name,
+                    "build": self._build.number,
+                    "phase": phase,
+                    "from_position": first,
+                    "to_position": self.cursor,
+                    "events": self.events - events,
+                    "rows_changed": changed,
+                },
+                seconds=time.monotonic() - started,
+            )
+
+    def _write(self, connection: sa.Connection, until: Position) -> int:
+        """Write what was folded up to a position; return how many rows changed."""
         check_groups(connection, self._database, self._projection)
         # The cursor first: who finds it moved has written nothing, and waits for
         # nobody's rows.
@@ -305,6 +349,7 @@ class Runner:
         changed = self._folding.drain()
         self._store.save(connection, changed, is_empty=self._is_empty)
         self.rows_changed += len(changed)
+        return len(changed)
 
     def _remember(self, until: Position) -> None:
         folding = self._folding
@@ -374,7 +419,9 @@ def project(
         with database.read() as connection:
             waiting = parked.count(connection, database, build)
             if fold is None:
-                return _waiting(build, waiting, stale(registry, build, waiting))
+                why = stale(registry, build, waiting)
+                _tell_of(build, build.cursor, str(why))
+                return _waiting(build, waiting, why)
             check_groups(connection, database, fold)
             head = log.head(connection, database).position
         runner = Runner(database, build, fold, clock, on_error=on_error)
@@ -392,6 +439,7 @@ def project(
             continue
         except ProjectionError as error:
             raise _with_remedy(error, build, runner.cursor, on_error) from error
+        _tell_of(build, runner.cursor, None)
         return ProjectReport(
             projection=name,
             build=build.number,
@@ -405,6 +453,13 @@ def project(
             parked=waiting + runner.newly_parked,
             newly_parked=newly_parked + runner.newly_parked,
         )
+
+
+def _tell_of(build: Build, cursor: Position, waiting: str | None) -> None:
+    """Tell subscribers that a live build was seen to."""
+    if notices.is_heard("projection_seen_to"):
+        facts = {"projection": build.projection, "cursor": cursor, "waiting": waiting}
+        notices.tell("projection_seen_to", facts)
 
 
 def _is_live(database: Database, build: Build) -> bool:

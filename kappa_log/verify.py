@@ -361,6 +361,9 @@ class _LogCheck:
             )
 
     def _check_checksum(self, row: Any, text: bytes | None) -> None:
+        if self._names.get(row.source_id, "").startswith("phobos:"):
+            # It is the old system's, of its own encoding; the chain covers it.
+            return
         received = text if row.raw is None else row.raw
         if checksum(received) != row.checksum:
             self.found(

@@ -33,10 +33,12 @@ from kappa_log.cli import (
     kafka,
     log,
     output,
+    phobos,
     projections,
     reading,
     replay,
     serve,
+    setup,
     start,
 )
 from kappa_log.cli.params import Commands, Options
@@ -101,10 +103,13 @@ def cli(context: click.Context, url: str | None) -> None:
 for _command in (
     start.demo,
     start.init,
+    setup.copy_migrations,
+    setup.migration,
     start.doctor,
     start.config,
     db.db,
     log.ingest,
+    phobos.import_phobos,
     kafka.consume,
     kafka.run,
     kafka.lag,

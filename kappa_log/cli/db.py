@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -19,6 +20,7 @@ from kappa_log.cli.params import (
 if TYPE_CHECKING:
     from kappa_log.app import KappaLog
     from kappa_log.storage.migrations import SchemaState
+    from kappa_log.storage.own import OwnState
 
 
 @click.group(cls=Commands)
@@ -47,6 +49,59 @@ def create(app: KappaLog, /, *, dry_run: bool) -> None:
 
 
 @db.command()
+@pass_app
+def setup(app: KappaLog, /) -> None:
+    """Create, upgrade and seed; harmless where that was done."""
+    seeded = app.setup_database()
+    state = app.database_state()
+    output.line(f"set up  {state.database}, revision {state.found}")
+    _say_seeded(app, seeded=seeded)
+
+
+@db.command()
+@pass_app
+def seed(app: KappaLog, /) -> None:
+    """Let the project's seeds.py fill the log."""
+    seeded = app.seed_database()
+    _say_seeded(app, seeded=seeded)
+
+
+def _say_seeded(app: KappaLog, *, seeded: bool) -> None:
+    from kappa_log.seeds import FILE
+
+    file = output.safe(app.config.folder / FILE)
+    if seeded:
+        output.line(f"seeded  {file}")
+    else:
+        output.say(f"There is no {file}: define seed(log) in it.")
+
+
+@db.command()
+@click.argument("file", default="schema.sql")
+@pass_app
+def dump(app: KappaLog, /, *, file: str) -> None:
+    """Write the tables, without rows, as SQL to FILE or - for stdout."""
+    text = app.dump_schema()
+    if file == "-":
+        output.line(text.rstrip("\n"))
+        return
+    target = Path(file)
+    known = target.exists()
+    target.write_text(text, encoding="utf-8")
+    output.line(f"{'replace' if known else 'create'}  {output.safe(target)}")
+
+
+@db.command()
+@click.argument("file", default="schema.sql", type=click.File("r", encoding="utf-8"))
+@pass_app
+def load(app: KappaLog, /, *, file: TextIO) -> None:
+    """Make the tables that FILE says, where there are none."""
+    app.load_schema(file.read())
+    state = app.database_state()
+    output.line(f"load  {state.database}, revision {state.found}")
+
+
+@db.command()
 @yes_option
 @dry_run_option
 @pass_app
@@ -67,10 +122,11 @@ def drop(app: KappaLog, /, *, yes: bool, dry_run: bool) -> None:
 @pass_app
 def upgrade(app: KappaLog, /, *, revision: str, dry_run: bool) -> None:
     """Move the tables up to REVISION, the newest if none is given."""
-    before = app.database_state()
+    before, own = app.database_state(), app.own_state()
     if not dry_run:
         app.upgrade_database(revision)
         output.line(_moved(before, app.database_state()))
+        _print_own(own, app.own_state())
         return
     output.line(
         f"would upgrade  {before.database}, {before.found or 'empty'} → {revision}"
@@ -84,13 +140,14 @@ def upgrade(app: KappaLog, /, *, revision: str, dry_run: bool) -> None:
 @pass_app
 def downgrade(app: KappaLog, /, *, revision: str, yes: bool, dry_run: bool) -> None:
     """Move the tables down to REVISION: -1 is one step, base removes them."""
-    before = app.database_state()
+    before, own = app.database_state(), app.own_state()
     if dry_run:
         output.line(f"would downgrade  {before.database}, {before.found} → {revision}")
         return
     require_consent(f"Downgrade {_contents(app)} to {revision}?", yes=yes)
     app.downgrade_database(revision)
     output.line(_moved(before, app.database_state()))
+    _print_own(own, app.own_state())
 
 
 @db.command()
@@ -98,11 +155,12 @@ def downgrade(app: KappaLog, /, *, revision: str, yes: bool, dry_run: bool) -> N
 @dry_run_option
 @pass_app
 def reset(app: KappaLog, /, *, yes: bool, dry_run: bool) -> None:
-    """Drop everything and create it anew, empty."""
+    """Drop everything and set it up anew, seeded if there is a seeds.py."""
     what = _contents(app)
     if not dry_run:
         require_consent(f"Drop {what}, and begin with an empty log?", yes=yes)
         app.reset_database()
+        app.seed_database()
     output.line(f"{_would(dry_run)}reset  {what}")
 
 
@@ -118,10 +176,19 @@ def status(app: KappaLog, /, *, as_json: bool) -> None:
         "wanted": state.wanted,
         "verdict": state.verdict,
     }
+    own = app.own_state()
+    if own is not None:
+        facts |= {
+            "project_found": own.found,
+            "project_wanted": own.wanted,
+            "project_verdict": own.verdict,
+        }
     if as_json:
         output.print_json(output.to_json(facts))
         return
     output.print_fields(facts.items())
+    if state.verdict == "current" and own is not None and own.verdict == "behind":
+        output.next_steps("kappa-log db upgrade")
     _advise(state)
 
 
@@ -147,8 +214,18 @@ def history(app: KappaLog, /, *, as_json: bool) -> None:
         for revision in revisions:
             output.print_json(output.to_json(revision))
         return
-    rows = [(r.revision, "current" if r.is_current else "", r.title) for r in revisions]
-    output.print_table(("revision", "state", "title"), rows)
+    rows = [
+        (r.owner, r.revision, "current" if r.is_current else "", r.title)
+        for r in revisions
+    ]
+    output.print_table(("of", "revision", "state", "title"), rows)
+
+
+def _print_own(before: OwnState | None, after: OwnState | None) -> None:
+    """Say where the project's own migrations are now."""
+    old, new = (state and state.found for state in (before, after))
+    if old != new:
+        output.line(f"moved  the project's own, {old or 'none'} → {new or 'none'}")
 
 
 def _would(dry_run: bool) -> str:

@@ -21,6 +21,7 @@ from kappa_log.cli.params import (
     stop_on_signal,
 )
 from kappa_log.cli.serve import host_option, listening, port_option
+from kappa_log.errors import UsageError
 
 if TYPE_CHECKING:
     from kappa_log.app import KappaLog
@@ -42,6 +43,35 @@ gap_option = click.option(
 )
 
 
+metrics_option = click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65_535),
+    metavar="PORT",
+    help="Answer /metrics on this port of api.host; 0 takes a free one.",
+)
+
+
+def serve_metrics(app: KappaLog, port: int | None) -> None:
+    """Answer what Prometheus asks, in a thread that ends with the process.
+
+    Raises:
+        UsageError: The port is taken.
+    """
+    if port is None:
+        return
+    from prometheus_client import start_http_server
+
+    from kappa_log.web.collector import registry_of
+
+    host = app.config.api.host
+    try:
+        server, _ = start_http_server(port, host, registry_of(app))
+    except OSError as error:
+        msg = f"cannot listen on {host} port {port}: {error.strerror}"
+        raise UsageError(msg) from None
+    output.say(f"metrics: http://{host}:{server.server_port}/metrics")
+
+
 @click.command()
 @listener_option
 @click.option("--until-end", is_flag=True, help="End when all is read.")
@@ -55,6 +85,7 @@ gap_option = click.option(
 )
 @click.option("--group", help="Group of --from-offset, if its topic has several.")
 @gap_option
+@metrics_option
 @json_option
 @pass_app
 def consume(
@@ -66,6 +97,7 @@ def consume(
     rewinds: tuple[tuple[str, int, int], ...],
     group: str | None,
     accept_gap: bool,
+    metrics_port: int | None,
     as_json: bool,
 ) -> int:
     """Take records of Kafka topics in, until Ctrl-C.
@@ -73,6 +105,8 @@ def consume(
     The offsets are kept in the log's own database, so a run goes on where the last
     one ended, however that ended.
     """
+    output.log_by(app.config.log)
+    serve_metrics(app, metrics_port)
     for topic, partition, offset in rewinds:
         before, now = app.rewind(
             topic, partition, offset, group=group, accept_gap=accept_gap
@@ -98,6 +132,7 @@ def consume(
 @click.option("--serve", "serves", is_flag=True, help="Serve the HTTP API, too.")
 @host_option
 @port_option
+@metrics_option
 @json_option
 @pass_app
 def run(
@@ -109,6 +144,7 @@ def run(
     serves: bool,
     host: str | None,
     port: int | None,
+    metrics_port: int | None,
     as_json: bool,
 ) -> int:
     """Consume topics and fold projections, until Ctrl-C.
@@ -120,6 +156,8 @@ def run(
     if not serves and (host, port) != (None, None):
         msg = "--host and --port are for --serve."
         raise click.UsageError(msg)
+    output.log_by(app.config.log)
+    serve_metrics(app, metrics_port)
     with contextlib.ExitStack() as context:
         stop = context.enter_context(stop_on_signal())
         if serves:

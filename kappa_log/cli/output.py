@@ -15,6 +15,7 @@ import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -23,7 +24,9 @@ import click
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from kappa_log.config import LogConfig
     from kappa_log.events import Event
+    from kappa_log.telemetry.notices import Subscription
 
 MIN_COLUMN = 8
 """Narrowest that a column of text becomes before a table turns into records."""
@@ -124,15 +127,36 @@ def _escaped(found: re.Match[str]) -> str:
 # --- stderr ------------------------------------------------------------------
 
 
+def log_by(settings: LogConfig) -> list[Subscription]:
+    """Log as the settings say; as JSON, whatever else people are told too.
+
+    Returns:
+        What was subscribed to be logged.
+    """
+    from kappa_log.telemetry import logs
+
+    _as_json.clear()
+    if settings.format == "json":
+        _as_json.append(logs.logger())
+    return logs.configure(form=settings.format, level=settings.level)
+
+
+_as_json: list[Any] = []
+"""The logger that tells what people are told otherwise."""
+
+
 def say(message: str) -> None:
     """Tell people something that is no data."""
     sys.stdout.flush()
+    if _as_json:
+        _as_json[-1].info(message)
+        return
     click.echo(_wrapped(safe_lines(message)), err=True)
 
 
 def is_terminal() -> bool:
     """Tell whether people watch what is told."""
-    return sys.stderr.isatty()
+    return sys.stderr.isatty() and not _as_json
 
 
 def redraw(text: str) -> None:
@@ -144,12 +168,16 @@ def redraw(text: str) -> None:
 
 def next_steps(*commands: str) -> None:
     """Teach what to type next."""
-    say("\n".join(["Next:", *(f"  {command}" for command in commands)]))
+    if not _as_json:
+        say("\n".join(["Next:", *(f"  {command}" for command in commands)]))
 
 
 def error(message: str, label: str = "Error") -> None:
     """Say what went wrong."""
     sys.stdout.flush()
+    if _as_json:
+        _as_json[-1].error(message)
+        return
     label = style(f"{label}:", sys.stderr, fg="red", bold=True)
     click.echo(f"{label} {_wrapped(safe_lines(message))}", err=True, color=True)
 
@@ -179,6 +207,7 @@ def style(text: str, stream: Any, **how: Any) -> str:
 
 def prepare() -> None:
     """Let no character that the terminal's encoding lacks become an error."""
+    _as_json.clear()
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -198,6 +227,15 @@ def stdout() -> TextIO:
 def line(text: str = "") -> None:
     """Write one line of data."""
     sys.stdout.write(text + "\n")
+
+
+def write_new(target: Path, content: bytes) -> None:
+    """Write a file unless there is one, and say which it was."""
+    known = target.exists()
+    if not known:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    line(f"{'exists' if known else 'create'}  {safe(target)}")
 
 
 def to_json(value: Any) -> str:

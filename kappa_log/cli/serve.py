@@ -49,6 +49,7 @@ def serve(
     On 127.0.0.1 without a token; anywhere else only with one.
     """
     server = listening(app, host, port)
+    output.log_by(app.config.log)
     if access_log:
         from kappa_log.web import access
 
@@ -152,12 +153,7 @@ def revoke_token(app: KappaLog, /, *, name: str) -> None:
 )
 def init_events_api(*, folder: Path) -> None:
     """Write wsgi.py for other WSGI servers into DIR."""
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / "wsgi.py"
-    known = target.exists()
-    if not known:
-        target.write_text(WSGI, encoding="utf-8")
-    output.line(f"{'exists' if known else 'create'}  {output.safe(target)}")
+    output.write_new(folder / "wsgi.py", WSGI.encode())
     output.next_steps(
         "kappa-log token create NAME --role operate",
         "gunicorn --workers 2 --threads 8 wsgi:app",

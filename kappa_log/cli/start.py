@@ -49,6 +49,23 @@ modules = ["projections"]           # packages, modules or folders
 """
 
 
+HANDLERS = '''\
+"""Handlers: they decide about each record of a topic. Name one in kappa_log.toml."""
+
+from kappa_log import Handler, ack
+
+
+class OrdersHandler(Handler):
+    """Keeps what happens to orders; a heartbeat is no event."""
+
+    def consume(self, payload, metadata):
+        """Say what an event is about and when it happened, or skip the record."""
+        if payload.get("type") == "heartbeat":
+            return None
+        return ack(payload["order_id"], payload["time"], payload["type"])
+'''
+
+
 @click.command()
 @click.option(
     "--events",
@@ -83,23 +100,31 @@ def demo(*, events: int, folder: Path | None, once: bool) -> int:
     default=".",
     type=click.Path(file_okay=False, path_type=Path),
 )
-def init(*, folder: Path) -> None:
-    """Write kappa_log.toml and example projections into DIR.
+@click.option(
+    "--from-phobos",
+    "phobos_yml",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Make kappa_log.toml of a phobos.yml.",
+)
+def init(*, folder: Path, phobos_yml: Path | None) -> None:
+    """Write kappa_log.toml and examples into DIR.
 
-    What is there already is kept.
+    Examples are a handler and projections. What is there already is kept.
     """
     from kappa_log.config import FILE_NAME
 
-    folder.mkdir(parents=True, exist_ok=True)
+    settings = TEMPLATE.encode()
+    if phobos_yml is not None:
+        from kappa_log.phobos.settings import translated
+
+        settings = translated(phobos_yml).encode()
     for target, content in (
-        (folder / FILE_NAME, TEMPLATE.encode()),
+        (folder / FILE_NAME, settings),
+        (folder / "handlers.py", HANDLERS.encode()),
         *_examples(folder / "projections"),
     ):
-        known = target.exists()
-        if not known:
-            target.parent.mkdir(exist_ok=True)
-            target.write_bytes(content)
-        output.line(f"{'exists' if known else 'create'}  {output.safe(target)}")
+        output.write_new(target, content)
     there = folder.resolve() == Path.cwd()
     steps = [] if there else [f"cd {shlex.quote(str(folder))}"]
     output.next_steps(*steps, "kappa-log db create")

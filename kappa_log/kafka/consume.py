@@ -26,7 +26,7 @@ from confluent_kafka import (
 from kappa_log.config import Config, ListenerConfig
 from kappa_log.decide import Portion, Stopped
 from kappa_log.errors import Fenced, KappaLogError, SourceError
-from kappa_log.events import Position
+from kappa_log.events import Position, to_micros
 from kappa_log.ingest import Clock, Committed, ingest_batch, started_handler
 from kappa_log.kafka import client
 from kappa_log.kafka.cluster import Cluster
@@ -38,6 +38,7 @@ from kappa_log.kafka.writer import Writer
 from kappa_log.listeners import Listener
 from kappa_log.storage.database import Database
 from kappa_log.storage.ledger import Counts
+from kappa_log.telemetry import notices
 
 POLL_SECONDS = 0.2
 """How long a poll waits for a first record."""
@@ -352,6 +353,8 @@ class Consumption:
                     self._hold_back(at, stopped)
         self._marks.commit()
         self._tally.add(done)
+        if notices.is_heard("partition_read"):
+            self._tell_lag()
         self._watch.on_progress(
             ConsumeProgress(
                 listener=self.id,
@@ -361,6 +364,24 @@ class Consumption:
                 behind=self._partitions.behind,
             )
         )
+
+    def _tell_lag(self) -> None:
+        """Tell subscribers how far the partitions of the batch in hand are read."""
+        now = to_micros(self._clock())
+        for portion in self._in_hand:
+            at = portion.lane.topic, portion.lane.partition
+            behind = self._partitions.behind_of(at)
+            last = portion.records[-1].timestamp if portion.records else None
+            age = None if last is None else max(0.0, now / 1e6 - last / 1e3)
+            facts = {
+                "listener_id": self.id,
+                "topic": at[0],
+                "partition": at[1],
+                "next_offset": portion.to_offset,
+                "behind": behind,
+                "seconds": 0.0 if behind == 0 else age,
+            }
+            notices.tell("partition_read", facts)
 
     def _hold_back(self, at: At, stopped: Stopped) -> None:
         """Try a record again later; its partition waits, all others go on."""

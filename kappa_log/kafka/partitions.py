@@ -87,14 +87,18 @@ class Partitions:
     @property
     def behind(self) -> int:
         """Offsets that the brokers have beyond what is written, as last heard of."""
-        found = 0
-        for at, held in self._held.items():
-            ends = self._consumer.get_watermark_offsets(
-                TopicPartition(*at), cached=True
-            )
-            if ends is not None:
-                found += max(0, ends[1] - held.assignment.next_offset)
-        return found
+        return sum(self.behind_of(at) or 0 for at in self._held)
+
+    def behind_of(self, at: At) -> int | None:
+        """Return the offsets that a broker has beyond what is written of a partition.
+
+        None if it is not ours, or nothing was heard of its end.
+        """
+        held = self._held.get(at)
+        ends = self._consumer.get_watermark_offsets(TopicPartition(*at), cached=True)
+        if held is None or ends is None:
+            return None
+        return max(0, ends[1] - held.assignment.next_offset)
 
     @property
     def is_read(self) -> bool:

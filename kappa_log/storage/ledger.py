@@ -376,6 +376,7 @@ FAILURE_COLUMNS = (
     "attempts",
     "first_at",
     "last_at",
+    "metadata",
 )
 
 

@@ -1,7 +1,9 @@
 """Migrations: create, drop, move and judge the engine's tables, by Alembic.
 
 The scripts are in ``migrations/`` of a checkout, or inside the installed package.
-Each move is one transaction on both databases: a kill leaves the old revision.
+A project has its own in its ``migrations/``, one after the other, with a version table
+of their own; `own` knows them. They go up after ours and down before. Each move, of
+both, is one transaction on both databases: a kill leaves the old revisions.
 """
 
 from __future__ import annotations
@@ -25,10 +27,17 @@ from kappa_log.storage.views import drop_view
 
 if TYPE_CHECKING:
     from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    from kappa_log.storage.own import OwnMigrations
 
 
 _alembic = threading.Lock()
 """Alembic keeps its context in the process: one migration at a time."""
+
+
+class RevisionFailed(Exception):
+    """A project's migration raised; the transaction of all of them rolls back."""
 
 
 class SchemaState(msgspec.Struct, frozen=True):
@@ -55,6 +64,8 @@ class Revision(msgspec.Struct, frozen=True):
     down_revision: str | None
     title: str
     is_current: bool
+    owner: str = "kappa_log"
+    """Whose it is: ``kappa_log``, or ``project``."""
 
 
 def state(database: Database) -> SchemaState:
@@ -99,8 +110,17 @@ def require_current(database: Database) -> None:
     )
 
 
-def create(database: Database) -> bool:
+def create(database: Database, own: OwnMigrations | None = None) -> bool:
     """Create the database if its server lacks it, and all tables; tell whether new."""
+    make_room(database)
+    if state(database).verdict != "empty":
+        return False
+    upgrade(database, own=own)
+    return True
+
+
+def make_room(database: Database) -> None:
+    """Create the database, without tables, if its server lacks it."""
     if database.is_sqlite:
         folder = (database.path or Path()).absolute().parent
         if not folder.is_dir():
@@ -108,39 +128,56 @@ def create(database: Database) -> bool:
             raise StorageError(msg)
     else:
         _create_postgresql(database)
-    if state(database).verdict != "empty":
-        return False
-    upgrade(database)
-    return True
 
 
-def upgrade(database: Database, revision: str = "head") -> None:
-    """Move the tables up to a revision."""
+def upgrade(
+    database: Database, revision: str = "head", own: OwnMigrations | None = None
+) -> None:
+    """Move the tables up to a revision, ours or the project's; ``head`` moves both."""
     with _command(database) as (config, connection):
         from alembic import command
 
-        command.upgrade(config, revision)
-        head = database.tables.head
-        if connection.scalar(sa.select(sa.func.count()).select_from(head)) == 0:
-            connection.execute(
-                head.insert().values(
-                    id=1, position=0, digest=HEAD_OF_NOTHING, erasure_epoch=0
-                )
+        is_own = own is not None and own.has(revision)
+        command.upgrade(config, "head" if is_own else revision)
+        begin_log(connection, database)
+        if own is not None and (is_own or revision == "head"):
+            own.upgrade(connection, database, revision)
+
+
+def begin_log(connection: sa.Connection, database: Database) -> None:
+    """Write the head of an empty log, if there is none."""
+    head = database.tables.head
+    if connection.scalar(sa.select(sa.func.count()).select_from(head)) == 0:
+        connection.execute(
+            head.insert().values(
+                id=1, position=0, digest=HEAD_OF_NOTHING, erasure_epoch=0
             )
+        )
 
 
-def downgrade(database: Database, revision: str = "-1") -> None:
-    """Move the tables down; ``base`` removes them, builds and views too."""
+def downgrade(
+    database: Database, revision: str = "-1", own: OwnMigrations | None = None
+) -> None:
+    """Move the tables down; ``base`` removes them, builds and views too.
+
+    The project's go first: by ``-N`` as many of them as there are, and ours by what
+    is left of it; one of its revisions moves no table of ours.
+    """
     with _command(database) as (config, connection):
         from alembic import command
 
+        if own is not None:
+            if own.has(revision):
+                own.downgrade(connection, database, revision)
+                return
+            revision = own.step_down(connection, database, revision)
         target = _target(config, connection, database, revision)
         if target is None:
             _drop_builds(connection, database)
         command.downgrade(config, target or "base")
 
 
-def drop(database: Database) -> bool:
+def drop(database: Database, own: OwnMigrations | None = None) -> bool:
     """Remove all that kappa_log made; other tables of the database stay.
 
     Returns:
@@ -148,13 +185,15 @@ def drop(database: Database) -> bool:
         unless another connection has it open.
     """
     if state(database).verdict != "empty":
-        downgrade(database, "base")
+        downgrade(database, "base", own)
     elif not _has_version_table(database):
         return False
     with database.write() as connection:
-        connection.exec_driver_sql(
-            f"DROP TABLE IF EXISTS {database.tables.version_table}"
-        )
+        for table in (
+            database.tables.version_table,
+            database.tables.project_version_table,
+        ):
+            connection.exec_driver_sql(f"DROP TABLE IF EXISTS {table}")
         left = sa.inspect(connection).get_table_names()
     if database.path is not None and not left and _is_ours_alone(database):
         for ending in ("", "-wal", "-shm"):
@@ -192,23 +231,31 @@ def _has_version_table(database: Database) -> bool:
         return sa.inspect(connection).has_table(database.tables.version_table)
 
 
-def history(database: Database) -> list[Revision]:
-    """Return all migrations, oldest first."""
+def history(database: Database, own: OwnMigrations | None = None) -> list[Revision]:
+    """Return all migrations, oldest first; a project's after ours."""
     from alembic.script import ScriptDirectory
 
     found = state(database).found
     script = ScriptDirectory.from_config(_config(database))
-    return [
-        Revision(
+    ours = list(revisions_of(script, found))
+    if own is None:
+        return ours
+    return ours + list(own.history(database))
+
+
+def revisions_of(
+    script: ScriptDirectory, found: str | None, owner: str = "kappa_log"
+) -> Iterator[Revision]:
+    """Yield the migrations of a folder, oldest first."""
+    for step in reversed(list(script.walk_revisions())):
+        down = step.down_revision
+        yield Revision(
             revision=step.revision,
-            down_revision=step.down_revision
-            if isinstance(step.down_revision, str)
-            else None,
+            down_revision=down if isinstance(down, str) else None,
             title=step.doc,
             is_current=step.revision == found,
+            owner=owner,
         )
-        for step in reversed(list(script.walk_revisions()))
-    ]
 
 
 def drift(database: Database) -> list[Any]:
@@ -255,6 +302,7 @@ def _config(database: Database, connection: sa.Connection | None = None) -> Conf
     config = Config(stdout=io.StringIO())
     config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
     config.attributes["tables"] = database.tables
+    config.attributes["version_table"] = database.tables.version_table
     config.attributes["connection"] = connection
     return config
 
@@ -273,6 +321,8 @@ def _command(database: Database) -> Iterator[tuple[Config, sa.Connection]]:
     except CommandError as error:
         msg = f"migration failed: {error}; the database was not changed"
         raise StorageError(msg) from error
+    except RevisionFailed as error:
+        raise StorageError(str(error)) from error.__cause__
 
 
 def _target(

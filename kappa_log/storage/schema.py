@@ -81,6 +81,11 @@ class Tables:
         """Name of the table in which Alembic keeps the revision."""
         return f"{self.prefix}alembic_version"
 
+    @property
+    def project_version_table(self) -> str:
+        """Name of that of a project's own migrations; made with the first of them."""
+        return f"{self.prefix}project_version"
+
     def _table(self, name: str, *parts: Any) -> sa.Table:
         return sa.Table(self.prefix + name, self.metadata, *parts, sqlite_strict=True)
 

@@ -323,7 +323,7 @@ def test_metrics_are_what_the_log_counts(world: ApiWorld) -> None:
         "kappa_log_head_position 10.0",
         "kappa_log_failures 0.0",
         'kappa_log_records_total{fate="acked"} 10.0',
-        'kappa_log_lag_events{projection="spent"} 0.0',
+        'kappa_log_projection_lag_events{projection="spent"} 0.0',
     ):
         assert line in response.text.splitlines()
 

@@ -15,10 +15,13 @@ from kappa_log.cli import output, params
 COMMANDS = [
     "demo",
     "init",
+    "copy-migrations",
+    "migration",
     "doctor",
     "config",
     "db",
     "ingest",
+    "import-phobos",
     "consume",
     "run",
     "lag",

@@ -82,7 +82,13 @@ def _resume(app: KappaLog, task: dict[str, Any]) -> Any:
     return {"outcome": done.outcome}
 
 
+def _import_phobos(app: KappaLog, task: dict[str, Any]) -> Any:
+    done = app.import_phobos(task["old"], source="shop", on_progress=_pausing(task))
+    return {"rows": sum(found.rows for found in done.tables)}
+
+
 WORK = {
+    "import_phobos": _import_phobos,
     "ingest": _ingest,
     "project": _project,
     "replay": _replay,

@@ -1,0 +1,1 @@
+"""Coming from Phobos DB Checkpoint: its tables and its configuration."""
