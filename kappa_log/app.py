@@ -76,6 +76,8 @@ from kappa_log.swap import Swap
 from kappa_log.verify import VerifyReport
 
 if TYPE_CHECKING:
+    from kappa_log.archive.export import ExportReport
+    from kappa_log.archive.reader import Archive
     from kappa_log.kafka.consume import ConsumeProgress, ConsumeReport
     from kappa_log.kafka.lag import PartitionLag
     from kappa_log.kafka.produce import ProduceProgress, ProduceReport
@@ -1090,6 +1092,73 @@ class KappaLog:
             self.registry.latest(name)
             raise NotFound("live build of", name, f"Make it: kappa-log project {name}")
         return found
+
+    # --- the archive --------------------------------------------------------
+
+    def export(
+        self,
+        to: str | None = None,
+        *,
+        columns: Sequence[str] = (),
+        columns_of: Sequence[str] = (),
+        no_columns: bool = False,
+        dry_run: bool = False,
+        on_step: verify.OnStep = lambda *_: None,
+    ) -> ExportReport:
+        """Bring the archive up to the log: Parquet files, their manifest last.
+
+        Args:
+            to: A folder, or an address of an object store; the configuration's if None.
+            columns: TOPIC.FIELD:TYPE, each a typed column made of a payload field.
+                Those of the archive stay if no columns are named.
+            columns_of: Projections whose payload Struct's fields become columns.
+            no_columns: Make no columns of payload fields any more.
+            dry_run: Say what would be done, and do nothing.
+            on_step: Called as it goes on.
+
+        Raises:
+            UsageError: The address or a column is none.
+            ArchiveDiverged: The archive is of another log, or ahead of this one.
+            ArchiveError: It cannot be written; it is as it was.
+            VerificationError: The log is damaged; the archive is as it was.
+        """
+        from kappa_log.archive import fields
+        from kappa_log.archive.export import Exporter
+        from kappa_log.archive.store import Store
+
+        self._require()
+        chosen = None
+        if columns or columns_of or no_columns:
+            with self.database.read() as connection:
+                lanes = ledger.lanes(connection, self.database)
+            topics = sorted({lane.topic for lane in lanes})
+            folds = [self.registry.latest(name) for name in columns_of]
+            chosen = fields.chosen(columns, folds, topics)
+        exporter = Exporter(
+            self.database,
+            Store(*self._address(to)),
+            segment_events=self.config.archive.segment_events,
+            columns=chosen,
+            step=on_step,
+        )
+        return exporter.plan() if dry_run else exporter.run()
+
+    def archive(self, url: str | None = None) -> Archive:
+        """Open an archive to read; the configuration's if None.
+
+        Raises:
+            ArchiveMissing: There is none.
+            ArchiveDamaged: Its manifest is not what was written.
+        """
+        from kappa_log.archive.reader import open_archive
+
+        return open_archive(*self._address(url))
+
+    def _address(self, url: str | None) -> tuple[str, Path]:
+        """Return an archive's address, and from where it counts if it is relative."""
+        if url is None:
+            return self.config.archive.url, self.config.folder
+        return url, Path.cwd()
 
     # --- tokens of the API --------------------------------------------------
 

@@ -102,6 +102,11 @@ class Projection:
         return f"<projection {self.name} v{self.version}>"
 
     @property
+    def payload_type(self) -> Any:
+        """What payloads are decoded into, as it was declared; None: plain values."""
+        return self._payload
+
+    @property
     def label(self) -> str:
         """Name and version, for messages."""
         return f"{self.name} v{self.version}"
