@@ -76,6 +76,8 @@ from kappa_log.swap import Swap
 from kappa_log.verify import VerifyReport
 
 if TYPE_CHECKING:
+    from kappa_log.archive.bring import ImportReport
+    from kappa_log.archive.check import ArchiveReport
     from kappa_log.archive.export import ExportReport
     from kappa_log.archive.reader import Archive
     from kappa_log.kafka.consume import ConsumeProgress, ConsumeReport
@@ -1142,6 +1144,62 @@ class KappaLog:
             step=on_step,
         )
         return exporter.plan() if dry_run else exporter.run()
+
+    def import_archive(
+        self,
+        url: str | None = None,
+        *,
+        on_step: verify.OnStep = lambda *_: None,
+    ) -> ImportReport:
+        """Bring an archive into an empty log: the same positions, chain and ledger.
+
+        The database is made if it is not there. All or nothing comes in.
+
+        Args:
+            url: The archive; the configuration's if None.
+            on_step: Called as it goes on.
+
+        Raises:
+            UsageError: The log is not empty; nothing was changed.
+            ArchiveMissing: There is no archive.
+            ArchiveDamaged: It is not what was written; nothing was kept.
+        """
+        from kappa_log.archive.bring import Importer
+
+        found = self.archive(url)
+        if self.database_state().verdict == "empty":
+            self.create_database()
+        self._require()
+        with self.database.write() as connection:
+            report = Importer(self.database, found, on_step).run(connection)
+            self._audit(connection, "import", report.url, None)
+        return report
+
+    def verify_archive(
+        self,
+        url: str | None = None,
+        *,
+        on_step: verify.OnStep = lambda *_: None,
+    ) -> ArchiveReport:
+        """Prove each file of an archive and its chain, and compare with the log.
+
+        Without a log, or beside an empty one, the archive is verified by itself.
+
+        Args:
+            url: The archive; the configuration's if None.
+            on_step: Called as it goes on.
+
+        Raises:
+            ArchiveMissing: There is none.
+            ArchiveError: It cannot be read now.
+        """
+        from kappa_log.archive.check import check_archive
+        from kappa_log.archive.store import Store
+
+        there = self.database_state().verdict != "empty" and self.head().position > 0
+        return check_archive(
+            Store(*self._address(url)), self.database if there else None, on_step
+        )
 
     def archive(self, url: str | None = None) -> Archive:
         """Open an archive to read; the configuration's if None.

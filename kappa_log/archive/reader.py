@@ -112,12 +112,15 @@ def open_archive(url: str, base: Path) -> Archive:
         ArchiveNewer: A later version of kappa_log wrote it.
         ArchiveDamaged: The manifest is not what was written.
     """
-    store = Store(url, base)
+    return open_archive_in(Store(url, base))
+
+
+def open_archive_in(store: Store) -> Archive:
+    """Open the archive of a store; errors as `open_archive`."""
     found = open_if_there(store)
     if found is None:
         msg = (
-            f"there is no archive at {store.url} (no manifest.json); make it: "
-            "kappa-log export"
+            f"there is no archive at {store.url} (no {NAME}); make it: kappa-log export"
         )
         raise ArchiveMissing(msg)
     return found

@@ -121,6 +121,7 @@ for _command in (
     replay.replay,
     projections.projections,
     archive.export,
+    archive.import_,
     log.verify,
     serve.serve,
     serve.token,

@@ -11,6 +11,7 @@ from kappa_log.cli.params import dry_run_option, json_option, pass_app
 
 if TYPE_CHECKING:
     from kappa_log import KappaLog
+    from kappa_log.archive.check import ArchiveReport
     from kappa_log.archive.export import ExportReport
 
 
@@ -66,6 +67,67 @@ def export(
         output.print_json(output.to_json(report))
     else:
         _print_export(report)
+
+
+@click.command(name="import")
+@click.argument("url", required=False)
+@json_option
+@pass_app
+def import_(app: KappaLog, /, *, url: str | None, as_json: bool) -> None:
+    """Bring an archive into an empty log.
+
+    The one at URL, a folder or s3://…, or the configured one. Positions, chain,
+    offsets, ledger, failures and duplicates are as they were; read models are made
+    from them: kappa-log project.
+    """
+    with output.Meter() as meter:
+        report = app.import_archive(
+            url,
+            on_step=lambda what, done, total: meter.update(
+                what, done, total, f"{done:,} of {total:,}"
+            ),
+        )
+    if as_json:
+        output.print_json(output.to_json(report))
+        return
+    output.line(f"{output.safe(report.url)} is in the log")
+    output.print_fields(
+        [
+            ("events", report.position),
+            ("head", report.head),
+            ("sources", report.sources),
+            ("checkpoints", report.checkpoints),
+            ("duplicates", report.duplicates),
+            ("failures", report.failures),
+            ("took", output.duration(report.seconds)),
+        ],
+        indent="  ",
+    )
+    output.next_steps("kappa-log project", "kappa-log verify")
+
+
+def print_archive(report: ArchiveReport) -> None:
+    """Print what was verified of an archive."""
+    verdict = "verified" if report.ok else "NOT VERIFIED"
+    colour = "green" if report.ok else "red"
+    output.line(output.style(verdict, output.stdout(), fg=colour, bold=True))
+    output.print_fields(
+        [
+            ("archive", report.url),
+            ("files", report.files),
+            ("bytes", report.bytes),
+            ("events", report.events),
+            ("position", report.position),
+            ("head", report.head or None),
+            ("compared with the log", report.compared),
+        ],
+        indent="  ",
+    )
+    for finding in report.findings:
+        where = "" if finding.position is None else f" at position {finding.position:,}"
+        output.line(f"  {finding.what}{where}: {output.safe(finding.message)}")
+    for limit in report.limits:
+        output.say(f"Not proved: {limit}")
 
 
 def _print_export(report: ExportReport) -> None:
