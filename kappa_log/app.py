@@ -41,7 +41,7 @@ from kappa_log.listeners import (
     sections_named,
 )
 from kappa_log.plan import Context, ReplayPlan, ReplayRequest
-from kappa_log.project import OnProgress, ProjectReport
+from kappa_log.project import EventSource, OnProgress, ProjectReport
 from kappa_log.records import Lane
 from kappa_log.replay import Replayer
 from kappa_log.status import (
@@ -814,7 +814,8 @@ class KappaLog:
             on_progress: Called as folding goes on.
             request: since, from_position or from_offset (a start: only keys touched
                 from there on are folded again); by (recorded or event-time); until;
-                promote (default True); max_changed; reason. See `ReplayRequest`.
+                promote (default True); max_changed; reason; source (sql, or archive:
+                the configured one, as far as it reaches). See `ReplayRequest`.
 
         Raises:
             UsageError: The request contradicts itself, or needs a full replay.
@@ -890,8 +891,19 @@ class KappaLog:
                 on_plan=on_plan,
                 on_progress=on_progress,
                 on_start=started,
+                open_archive=self._open_source,
             )
         )
+
+    def _open_source(self) -> EventSource:
+        """Open the configured archive as what replays of this log read."""
+        from kappa_log.archive.export import require_same_log
+        from kappa_log.archive.source import ArchiveSource
+
+        archive = self.archive()
+        with self.database.read() as connection:
+            require_same_log(connection, self.database, archive)
+        return ArchiveSource(archive)
 
     def _interruptible(self, run: Callable[[], ReplayReport]) -> ReplayReport:
         self.interrupted_replay = None

@@ -444,13 +444,11 @@ class _Payloads:
             raise RegistrationError(msg) from None
 
     def decode(self, page: EventPage, fold: Projection) -> Sequence[Any]:
-        texts = page.column("payload_text")
         if self._one_call:
-            if None in texts:
-                texts = ["null" if text is None else text for text in texts]
+            texts = page.joined_payloads()
             # If it fails, one by one, to name the culprit.
             with contextlib.suppress(Exception, SystemExit):
-                decoded: list[Any] = self._page.decode(f"[{','.join(texts)}]")
+                decoded: list[Any] = self._page.decode(texts)
                 return decoded
         found = []
         for index, text in enumerate(page.column("payload_text")):

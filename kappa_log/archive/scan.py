@@ -23,17 +23,26 @@ from kappa_log.events import Position
 class OpenSegment:
     """A segment whose file is what was written, open to read.
 
+    Args:
+        store: Where it is.
+        segment: Which one.
+        repeated: Columns to read with each of their values once.
+
     Raises:
         ArchiveDamaged: It is missing, or not what was written.
     """
 
-    def __init__(self, store: Store, segment: Segment) -> None:
+    def __init__(
+        self, store: Store, segment: Segment, repeated: Sequence[str] = ()
+    ) -> None:
         self.segment = segment
         self._store = store
         self._stack = ExitStack()
         try:
             path = self._stack.enter_context(store.checked(segment))
-            self._file = self._stack.enter_context(pq.ParquetFile(path))
+            self._file = self._stack.enter_context(
+                pq.ParquetFile(path, read_dictionary=list(repeated))
+            )
             rows = [
                 self._file.metadata.row_group(number).num_rows
                 for number in range(self._file.num_row_groups)
