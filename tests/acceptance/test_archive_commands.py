@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow.fs import FileSystem
 
 from kappa_log.cli import run
 from support.archives import files
@@ -104,7 +105,7 @@ def test_the_archive_goes_round(typed: Type, tmp_path: Path, other_url: str) -> 
 
     assert (done["events"], done["projections"]) == (40, ["bikes", "plain"])
     assert (proved["ok"], proved["compared"], proved["events"]) == (True, True, 40)
-    assert (replayed["events"], replayed["changed"]) == (60, 20)
+    assert (replayed["events"], replayed["to_position"]) == (60, 60)
     assert (brought["position"], brought["head"]) == (40, done["head"])
     assert "compared with the log  yes" in alone
     assert "events written    60" in said
@@ -168,7 +169,7 @@ def test_what_cannot_be_an_archive_is_said(
     assert "no archive at nowhere" in typed("verify", "--archive", "nowhere", code=69)
     assert "no archive" in typed("--url", other_url, "import", "nowhere", code=69)
     assert "kappa-log export" in typed("replay", "bikes", "--from=archive", code=69)
-    assert "goes" in typed("verify", "--archive=x", "bikes", code=2) or True
+    assert "no head" in typed("verify", "--archive=x", "bikes", code=2)
 
     typed("export")
     before = files(tmp_path / "archive")
@@ -207,11 +208,13 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     try:
-        host, port = server.get_host_and_port()
-        yield (
-            f"s3://bucket/logs/mine?scheme=http&endpoint_override={host}:{port}"
+        _, port = server.get_host_and_port()
+        url = (
+            f"s3://bucket/logs/mine?scheme=http&endpoint_override=127.0.0.1:{port}"
             "&region=us-east-1&allow_bucket_creation=true"
         )
+        FileSystem.from_uri(url)[0].create_dir("bucket")
+        yield url
     finally:
         server.stop()
 

@@ -129,7 +129,7 @@ def test_an_interrupted_replay_goes_on_from_the_archive(app: KappaLog) -> None:
 
     @projection(topics=["orders"], groups=["billing"], version=1)
     def brittle(state: int | None, event: Event) -> int:
-        if event.position == 9 and fails:
+        if event.position > 8 and fails:
             raise KeyboardInterrupt
         return (state or 0) + event.position
 
