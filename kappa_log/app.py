@@ -897,13 +897,11 @@ class KappaLog:
 
     def _open_source(self) -> EventSource:
         """Open the configured archive as what replays of this log read."""
-        from kappa_log.archive.export import require_same_log
-        from kappa_log.archive.source import ArchiveSource
+        from kappa_log.archive.source import open_source
 
         archive = self.archive()
         with self.database.read() as connection:
-            require_same_log(connection, self.database, archive)
-        return ArchiveSource(archive)
+            return open_source(connection, self.database, archive)
 
     def _interruptible(self, run: Callable[[], ReplayReport]) -> ReplayReport:
         self.interrupted_replay = None

@@ -105,8 +105,20 @@ class Exporter:
         self._database = database
         self._store = store
         self._step = step
-        self._old = open_if_there(store)
+        self._wanted = (segment_events, columns)
+        self._look()
+
+    def _look(self) -> None:
+        """See what is there."""
+        self._old = open_if_there(self._store)
         old = None if self._old is None else self._old.manifest
+        self._sizes = self._store.sizes()
+        self._there: dict[str, File] = {
+            file.path: file
+            for file in (old.files if old else [])
+            if self._sizes.get(file.path) == file.bytes
+        }
+        segment_events, columns = self._wanted
         self._segment_events = old.segment_events if old else segment_events
         self._notes: list[str] = []
         if self._segment_events != segment_events:
@@ -118,13 +130,6 @@ class Exporter:
         if columns is None:
             columns = old.columns if old else []
         self._columns = sorted(columns, key=lambda column: column.name)
-        sizes = store.sizes()
-        self._there: dict[str, File] = {
-            file.path: file
-            for file in (old.files if old else [])
-            if sizes.get(file.path) == file.bytes
-        }
-        self._sizes = sizes
 
     def plan(self) -> ExportReport:
         """Return what an export would do; nothing is written.
@@ -165,6 +170,8 @@ class Exporter:
         """
         held = "another process exports this log now; wait for it. Nothing was changed"
         with self._database.lock("export", held):
+            # Once more: another export may have ended since.
+            self._look()
             return self._run()
 
     def _run(self) -> ExportReport:

@@ -21,14 +21,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
 
+from kappa_log.archive.export import require_same_log
 from kappa_log.archive.layout import EVENTS
 from kappa_log.archive.manifest import Segment
 from kappa_log.archive.reader import Archive
 from kappa_log.archive.scan import OpenSegment
+from kappa_log.errors import ArchiveDiverged
 from kappa_log.events import EventPage, Position, from_micros
 from kappa_log.fold import Projection
 from kappa_log.project import EventReader
 from kappa_log.records import decode_headers
+from kappa_log.storage import transfer
+from kappa_log.storage.database import Database
 
 _COLUMN = {"payload_text": "payload"}
 """Column of `Event` → column of a segment, where the names differ."""
@@ -37,6 +41,25 @@ _REPEATED = ["topic", "group_id", "entity_id", "event_type", "event_version"]
 
 KEPT = 3
 """Open segments, and row groups in memory: pages lie across the seams of some."""
+
+
+def open_source(
+    connection: sa.Connection, database: Database, archive: Archive
+) -> ArchiveSource:
+    """Return an archive as a source for replays of its log.
+
+    Raises:
+        ArchiveDiverged: It is of another log, ahead of this one, or from before an
+            erasure.
+    """
+    require_same_log(connection, database, archive)
+    if transfer.erasure_epoch(connection, database) != archive.manifest.erasure_epoch:
+        msg = (
+            f"events were erased since the archive at {archive.store.url} was written, "
+            "and must not be folded again. Bring it up: kappa-log export"
+        )
+        raise ArchiveDiverged(msg)
+    return ArchiveSource(archive)
 
 
 class ArchiveSource:

@@ -18,6 +18,7 @@ from support.archives import (
     SEGMENT,
     by_topic,
     contents,
+    erase,
     everything,
     fill,
     open_full,
@@ -233,6 +234,21 @@ def test_what_is_no_archive_of_this_log_is_refused_before_anything_is_written(
             shutil.rmtree(tmp_path / "other" / "archive")
             assert other.replays() == []
             assert other.projection("everything").builds == []
+
+
+def test_an_archive_from_before_an_erasure_is_not_folded(app: KappaLog) -> None:
+    """It still holds what must not be seen again."""
+    app.project()
+    erase(app, 1)
+    with pytest.raises(errors.ArchiveDiverged, match="kappa-log export"):
+        app.replay("everything", source="archive")
+
+    app.export()
+    app.replay("everything", source="archive")
+    rows = states(app, [everything])
+    app.replay("everything")
+
+    assert states(app, [everything]) == rows
 
 
 def test_a_start_is_resolved_and_refolded_from_the_archive(app: KappaLog) -> None:
