@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from kappa_log.archive import proof
-from kappa_log.archive.check import SLICE
 from kappa_log.archive.manifest import File, Segment
 from kappa_log.archive.reader import Archive
 from kappa_log.archive.scan import scan
@@ -29,6 +28,9 @@ from kappa_log.storage.bulk import time_shift
 from kappa_log.storage.database import Database
 from kappa_log.storage.transfer import ARCHIVED
 from kappa_log.verify import OnStep
+
+SLICE = 8_192
+"""Rows that are in Python's memory at a time."""
 
 
 class ImportReport(msgspec.Struct, frozen=True, kw_only=True):

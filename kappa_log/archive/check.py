@@ -23,6 +23,7 @@ from kappa_log.archive.store import Store
 from kappa_log.errors import ArchiveDamaged, ArchiveDiverged, VerificationError
 from kappa_log.events import Position
 from kappa_log.storage.database import Database
+from kappa_log.storage.transfer import ARCHIVED
 from kappa_log.verify import Finding, OnStep
 
 SLICE = 8_192
@@ -123,7 +124,7 @@ class _SegmentCheck:
         return 0
 
     def _read(self, step: OnStep) -> None:
-        for part in scan(self._store, [self._segment], proof.ARCHIVED):
+        for part in scan(self._store, [self._segment], ARCHIVED):
             prove(self._chain, part.table, lambda at: step("events", at, self._upto))
 
 

@@ -6,7 +6,7 @@ the row group before is worked on. A file is hashed before anything of it is par
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from itertools import pairwise
@@ -115,7 +115,7 @@ def scan(
 
 def _parts(
     store: Store, segments: Sequence[Segment], names: Sequence[str] | None
-) -> Iterator[Part]:
+) -> Generator[Part]:
     for segment in segments:
         with closing(OpenSegment(store, segment)) as opened:
             count = len(opened.groups)

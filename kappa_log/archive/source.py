@@ -10,6 +10,7 @@ missing or damaged stops the fold.
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +27,7 @@ from kappa_log.archive.layout import EVENTS
 from kappa_log.archive.manifest import Segment
 from kappa_log.archive.reader import Archive
 from kappa_log.archive.scan import OpenSegment
-from kappa_log.errors import ArchiveDiverged
+from kappa_log.errors import ArchiveDiverged, ArchiveError
 from kappa_log.events import EventPage, Position, from_micros
 from kappa_log.fold import Projection
 from kappa_log.project import EventReader
@@ -269,15 +270,23 @@ class ArchiveReader:
         for group in self._groups_read:
             if position in group.span:
                 return group
-        group = None
-        if self._ahead is not None:
-            group, self._ahead = self._ahead.result(), None
+        group = self._taken_ahead()
         if group is None or position not in group.span:
             index = bisect_right(self._firsts, position) - 1
             group = self._source.submit(self._load_at, index, position).result()
+            assert group is not None, "the archive holds every position up to its end"
         self._groups_read = [*self._groups_read[1 - KEPT :], group]
         self._ahead = self._source.submit(self._load_after, group)
         return group
+
+    def _taken_ahead(self) -> _Group | None:
+        """Return what was read ahead; what could not be read is none."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            # If that is what is wanted now, reading it again says what is wrong.
+            with contextlib.suppress(ArchiveError):
+                return ahead.result()
+        return None
 
     # --- in the source's thread -----------------------------------------------
 

@@ -29,6 +29,8 @@ COMMANDS = [
     "project",
     "replay",
     "projections",
+    "export",
+    "import",
     "verify",
     "serve",
     "token",

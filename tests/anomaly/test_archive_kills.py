@@ -130,6 +130,7 @@ def test_killed_replays_from_the_archive_resume(
             worker.watch(steps)
             assert worker.kill()
     task["tell"] = False
+    (left,) = log.replays(OLD.name, unfinished=True)
     with Worker(**task, work="resume", id=left.id) as worker:
         assert worker.result() == {"outcome": "promoted"}
 

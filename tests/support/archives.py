@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+from typing_extensions import override
 
 from kappa_log import Event, Handler, KappaLog, Projection, ack, chain, projection
 from kappa_log.codec import Decoded, decode_json
@@ -33,7 +34,8 @@ SEGMENT = 7
 class Deciding(Handler):
     """Acknowledges, skips or raises, as the payload says."""
 
-    def consume(self, payload: Any, _: Metadata) -> Any:
+    @override
+    def consume(self, payload: Any, metadata: Metadata) -> Any:
         """Do what the payload says; a tombstone is acknowledged."""
         found = payload or {}
         if found.get("do") == "raise":
