@@ -41,7 +41,7 @@ from kappa_log.listeners import (
 )
 from kappa_log.parked import ParkedRetrier, ParkedRetry, with_waiting
 from kappa_log.plan import Context, ReplayPlan, ReplayRequest
-from kappa_log.project import OnProgress, ProjectReport
+from kappa_log.project import EventSource, OnProgress, ProjectReport
 from kappa_log.records import Lane
 from kappa_log.replay import Replayer
 from kappa_log.seeds import seed_of
@@ -82,11 +82,15 @@ from kappa_log.trial import Trial
 from kappa_log.verify import VerifyReport
 
 if TYPE_CHECKING:
+    from kappa_log.archive.bring import ImportReport
+    from kappa_log.archive.check import ArchiveReport
+    from kappa_log.archive.export import ExportReport
+    from kappa_log.archive.reader import Archive
     from kappa_log.kafka.consume import ConsumeProgress, ConsumeReport
     from kappa_log.kafka.lag import PartitionLag
     from kappa_log.kafka.produce import ProduceProgress, ProduceReport
     from kappa_log.kafka.producer import Producer
-    from kappa_log.phobos.importer import ImportProgress, ImportReport
+    from kappa_log.phobos.importer import PhobosProgress, PhobosReport
 
 LAST_FOLD_SECONDS = 1.5
 """How long folding may take to notice that consuming has ended; it was told when that
@@ -311,8 +315,8 @@ class KappaLog:
         *,
         source: str | None = None,
         dry_run: bool = False,
-        on_progress: Callable[[ImportProgress], None] | None = None,
-    ) -> ImportReport:
+        on_progress: Callable[[PhobosProgress], None] | None = None,
+    ) -> PhobosReport:
         """Bring the events and failures of Phobos DB Checkpoint into the log.
 
         It goes on after what is in the log already, and compares all of it at the end.
@@ -965,7 +969,8 @@ class KappaLog:
             request: since, from_position or from_offset (a start: only keys touched
                 from there on are folded again); by (recorded or event-time); until;
                 promote (default True); max_changed; on_error (stop, the default, or
-                park); reason. See `ReplayRequest`.
+                park); reason; source (sql, or archive: the configured one, as far as
+                it reaches). See `ReplayRequest`.
 
         Raises:
             UsageError: The request contradicts itself, or needs a full replay.
@@ -1041,8 +1046,17 @@ class KappaLog:
                 on_plan=on_plan,
                 on_progress=on_progress,
                 on_start=started,
+                open_archive=self._open_source,
             )
         )
+
+    def _open_source(self) -> EventSource:
+        """Open the configured archive as what replays of this log read."""
+        from kappa_log.archive.source import open_source
+
+        archive = self.archive()
+        with self.database.read() as connection:
+            return open_source(connection, self.database, archive)
 
     def _interruptible(self, run: Callable[[], ReplayReport]) -> ReplayReport:
         self.interrupted_replay = None
@@ -1320,6 +1334,129 @@ class KappaLog:
             self.registry.latest(name)
             raise NotFound("live build of", name, f"Make it: kappa-log project {name}")
         return found
+
+    # --- the archive --------------------------------------------------------
+
+    def export(
+        self,
+        to: str | None = None,
+        *,
+        columns: Sequence[str] = (),
+        columns_of: Sequence[str] = (),
+        no_columns: bool = False,
+        dry_run: bool = False,
+        on_step: verify.OnStep = lambda *_: None,
+    ) -> ExportReport:
+        """Bring the archive up to the log: Parquet files, their manifest last.
+
+        Args:
+            to: A folder, or an address of an object store; the configuration's if None.
+            columns: TOPIC.FIELD:TYPE, each a typed column made of a payload field.
+                Those of the archive stay if no columns are named.
+            columns_of: Projections whose payload Struct's fields become columns.
+            no_columns: Make no columns of payload fields any more.
+            dry_run: Say what would be done, and do nothing.
+            on_step: Called as it goes on.
+
+        Raises:
+            UsageError: The address or a column is none.
+            ArchiveDiverged: The archive is of another log, or ahead of this one.
+            ArchiveError: It cannot be written; it is as it was.
+            VerificationError: The log is damaged; the archive is as it was.
+        """
+        from kappa_log.archive import fields
+        from kappa_log.archive.export import Exporter
+        from kappa_log.archive.store import Store
+
+        self._require()
+        chosen = None
+        if columns or columns_of or no_columns:
+            with self.database.read() as connection:
+                lanes = ledger.lanes(connection, self.database)
+            topics = sorted({lane.topic for lane in lanes})
+            folds = [self.registry.latest(name) for name in columns_of]
+            chosen = fields.chosen(columns, folds, topics)
+        exporter = Exporter(
+            self.database,
+            Store(*self._address(to)),
+            segment_events=self.config.archive.segment_events,
+            columns=chosen,
+            step=on_step,
+        )
+        return exporter.plan() if dry_run else exporter.run()
+
+    def import_archive(
+        self,
+        url: str | None = None,
+        *,
+        on_step: verify.OnStep = lambda *_: None,
+    ) -> ImportReport:
+        """Bring an archive into an empty log: the same positions, chain and ledger.
+
+        The database is made if it is not there. All or nothing comes in.
+
+        Args:
+            url: The archive; the configuration's if None.
+            on_step: Called as it goes on.
+
+        Raises:
+            UsageError: The log is not empty; nothing was changed.
+            ArchiveMissing: There is no archive.
+            ArchiveDamaged: It is not what was written; nothing was kept.
+        """
+        from kappa_log.archive.bring import Importer
+
+        found = self.archive(url)
+        if self.database_state().verdict == "empty":
+            self.create_database()
+        self._require()
+        with self.database.write() as connection:
+            report = Importer(self.database, found, on_step).run(connection)
+            self._audit(connection, "import", report.url, None)
+        return report
+
+    def verify_archive(
+        self,
+        url: str | None = None,
+        *,
+        on_step: verify.OnStep = lambda *_: None,
+    ) -> ArchiveReport:
+        """Prove each file of an archive and its chain, and compare with the log.
+
+        Without a log, or beside an empty one, the archive is verified by itself.
+
+        Args:
+            url: The archive; the configuration's if None.
+            on_step: Called as it goes on.
+
+        Raises:
+            ArchiveMissing: There is none.
+            ArchiveError: It cannot be read now.
+        """
+        from kappa_log.archive.check import check_archive
+        from kappa_log.archive.store import Store
+
+        there = self.database_state().verdict != "empty" and self.head().position > 0
+        return check_archive(
+            Store(*self._address(url)), self.database if there else None, on_step
+        )
+
+    def archive(self, url: str | None = None) -> Archive:
+        """Open an archive to read; the configuration's if None.
+
+        Raises:
+            ArchiveMissing: There is none.
+            ArchiveDamaged: Its manifest is not what was written.
+        """
+        from kappa_log.archive.reader import open_archive
+
+        return open_archive(*self._address(url))
+
+    def _address(self, url: str | None) -> tuple[str, Path]:
+        """Return an archive's address, and from where it counts if it is relative."""
+        if url is None:
+            return self.config.archive.url, self.config.folder
+        return url, Path.cwd()
 
     # --- tokens of the API --------------------------------------------------
 

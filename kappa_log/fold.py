@@ -105,6 +105,11 @@ class Projection:
         return f"<projection {self.name} v{self.version}>"
 
     @property
+    def payload_type(self) -> Any:
+        """What payloads are decoded into, as it was declared; None: plain values."""
+        return self._payload
+
+    @property
     def label(self) -> str:
         """Name and version, for messages."""
         return f"{self.name} v{self.version}"
@@ -552,13 +557,11 @@ class _Payloads:
             raise RegistrationError(msg) from None
 
     def decode(self, page: EventPage, fold: Projection) -> Sequence[Any]:
-        texts = page.column("payload_text")
         if self._one_call:
-            if None in texts:
-                texts = ["null" if text is None else text for text in texts]
+            texts = page.joined_payloads()
             # If it fails, one by one, to name the culprit.
             with contextlib.suppress(Exception, SystemExit):
-                decoded: list[Any] = self._page.decode(f"[{','.join(texts)}]")
+                decoded: list[Any] = self._page.decode(texts)
                 return decoded
         found = []
         for index, text in enumerate(page.column("payload_text")):

@@ -145,13 +145,9 @@ class Steps:
             self._touched = touched.union(stopped)
         with self._database.read() as connection:
             start = builds.shard_cursor(connection, self._database, self._shadow)
-        runner = Runner(
-            self._database,
-            self._shadow,
-            self._fold,
-            self._context.clock,
-            Filling(self._touched, start),
-            self._request.on_error,
+        filling = Filling(self._touched, start)
+        runner = self._context.runner(
+            self._shadow, self._fold, self._request.on_error, filling
         )
         self._account(runner, self._shadow.cursor, "refold")
 
@@ -201,13 +197,8 @@ class Steps:
     def _fold_to(
         self, target: Position, phase: str, filling: Filling | None = None
     ) -> None:
-        runner = Runner(
-            self._database,
-            self._shadow,
-            self._fold,
-            self._context.clock,
-            filling,
-            self._request.on_error,
+        runner = self._context.runner(
+            self._shadow, self._fold, self._request.on_error, filling
         )
         self._account(runner, target, phase)
         self._reread()

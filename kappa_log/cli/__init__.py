@@ -28,6 +28,7 @@ from typing_extensions import override
 
 from kappa_log import errors
 from kappa_log.cli import (
+    archive,
     db,
     failures,
     kafka,
@@ -56,6 +57,10 @@ EXIT_CODES: Mapping[type[errors.KappaLogError], int] = {
     errors.SourceDiverged: 65,
     errors.SourceGap: 69,
     errors.VerificationError: 4,
+    errors.ArchiveError: 69,
+    errors.ArchiveNewer: 78,
+    errors.ArchiveDiverged: 65,
+    errors.ArchiveDamaged: 4,
     errors.StorageError: 69,
     errors.DatabaseBusy: 75,
     errors.DatabaseUnavailable: 69,
@@ -120,6 +125,8 @@ for _command in (
     projections.project,
     replay.replay,
     projections.projections,
+    archive.export,
+    archive.import_,
     log.verify,
     serve.serve,
     serve.token,

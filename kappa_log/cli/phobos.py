@@ -12,7 +12,7 @@ from kappa_log.cli.params import dry_run_option, json_option, pass_app
 
 if TYPE_CHECKING:
     from kappa_log.app import KappaLog
-    from kappa_log.phobos.importer import ImportProgress, ImportReport, TableReport
+    from kappa_log.phobos.importer import PhobosProgress, PhobosReport, TableReport
 
 
 @click.command("import-phobos")
@@ -38,7 +38,7 @@ def import_phobos(
     """
     with output.Meter() as meter:
 
-        def show(progress: ImportProgress) -> None:
+        def show(progress: PhobosProgress) -> None:
             meter.update(
                 progress.phase,
                 progress.done,
@@ -59,7 +59,7 @@ def import_phobos(
     return NEW_FAILURES if lost else 0
 
 
-def _print_report(report: ImportReport) -> None:
+def _print_report(report: PhobosReport) -> None:
     for found in report.tables:
         _print_table(found, dry_run=report.dry_run)
     for problem in report.problems:

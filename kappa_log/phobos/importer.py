@@ -84,7 +84,7 @@ class TableReport(msgspec.Struct):
     """Failures that were discarded, or retried and skipped, since then."""
 
 
-class ImportReport(msgspec.Struct):
+class PhobosReport(msgspec.Struct):
     """What an import did, or with dry_run would do."""
 
     database: str
@@ -100,7 +100,7 @@ class ImportReport(msgspec.Struct):
         return not self.problems
 
 
-class ImportProgress(msgspec.Struct, frozen=True):
+class PhobosProgress(msgspec.Struct, frozen=True):
     """How far an import is."""
 
     phase: str
@@ -109,7 +109,7 @@ class ImportProgress(msgspec.Struct, frozen=True):
     total: int
 
 
-OnProgress = Callable[[ImportProgress], None]
+OnProgress = Callable[[PhobosProgress], None]
 
 
 class Importer:
@@ -139,7 +139,7 @@ class Importer:
         self._on_progress = on_progress or (lambda _: None)
         self._held: dict[Lane, Assignment] = {}
 
-    def plan(self) -> ImportReport:
+    def plan(self) -> PhobosReport:
         """Return what would be imported; nothing is written."""
         tables = []
         for table in old_tables.COLUMNS:
@@ -147,9 +147,9 @@ class Importer:
             left = self._old.counts(table, self._reached(report) - 1)
             report.rows = sum(counted.rows for counted in left)
             tables.append(report)
-        return ImportReport(self._old.label, True, tables, [])
+        return PhobosReport(self._old.label, True, tables, [])
 
-    def run(self) -> ImportReport:
+    def run(self) -> PhobosReport:
         """Import what is not in the log yet, then compare all of it.
 
         Raises:
@@ -165,7 +165,7 @@ class Importer:
             problems = [
                 problem for report in tables for problem in self._compare(report)
             ]
-        return ImportReport(
+        return PhobosReport(
             self._old.label, False, tables, problems, time.monotonic() - started
         )
 
@@ -188,7 +188,7 @@ class Importer:
         total = sum(counted.rows for counted in left)
         for rows in self._pages(table, self._reached(report) - 1):
             self._batch(report, rows)
-            self._on_progress(ImportProgress(table, report.rows, total))
+            self._on_progress(PhobosProgress(table, report.rows, total))
         return report
 
     def _pages(
@@ -363,7 +363,7 @@ class Importer:
                 row.id for row in rows if row.id in kept and not _is_same(row, kept)
             ]
             report.compared = total - len(missing) - len(differing)
-            self._on_progress(ImportProgress("compare", total, total))
+            self._on_progress(PhobosProgress("compare", total, total))
         with self._database.read() as connection:
             brought = old_tables.brought(connection, self._database, report.source)
         if brought == total:

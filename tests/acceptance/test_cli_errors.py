@@ -32,6 +32,8 @@ COMMANDS = [
     "project",
     "replay",
     "projections",
+    "export",
+    "import",
     "verify",
     "serve",
     "token",

@@ -15,7 +15,7 @@ import pytest
 from kappa_log import KappaLog
 from kappa_log.errors import ConfigError, SourceDiverged, SourceError
 from kappa_log.phobos import importer
-from kappa_log.phobos.importer import ImportReport
+from kappa_log.phobos.importer import PhobosReport
 from support.logs import open_log
 from support.phobos import Old, old_json
 from support.processes import Worker
@@ -49,7 +49,7 @@ def app(url: str, tmp_path: Path) -> Iterator[KappaLog]:
         yield made
 
 
-def imported(app: KappaLog, old: Old, **how: Any) -> ImportReport:
+def imported(app: KappaLog, old: Old, **how: Any) -> PhobosReport:
     """Import, and check that nothing is otherwise than it was."""
     report = app.import_phobos(old.url, source="shop", **how)
     assert report.problems == []
