@@ -76,6 +76,9 @@ from kappa_log.swap import Swap
 from kappa_log.verify import VerifyReport
 
 if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection, DuckDBPyRelation
+
+    from kappa_log.analysis import Analysis
     from kappa_log.kafka.consume import ConsumeProgress, ConsumeReport
     from kappa_log.kafka.lag import PartitionLag
     from kappa_log.kafka.produce import ProduceProgress, ProduceReport
@@ -1135,6 +1138,35 @@ class KappaLog:
         with self.database.write() as connection:
             tokens.revoke(connection, self.database, name, self._clock())
             self._audit(connection, "revoke token", name, None)
+
+    # --- analysis -----------------------------------------------------------
+
+    def duckdb(self) -> DuckDBPyConnection:
+        """Return a DuckDB connection with views over the log and its read models.
+
+        ``events``, ``failures``, ``checkpoints``, ``duplicates`` and each projection by
+        its name are read when a query scans them, as they are then. The connection
+        reads no files and its settings are locked; what is made in it is gone with it.
+        """
+        return self.analysis().connection
+
+    def sql(self, query: str) -> DuckDBPyRelation | None:
+        """Return what an SQL query comes to; None for statements that have no rows.
+
+        DuckDB gives it as ``.to_arrow_table()``, ``.df()`` (pandas), ``.pl()`` (polars)
+        or ``.fetchall()``. See `duckdb` for the views.
+
+        Raises:
+            UsageError: DuckDB refuses the query.
+        """
+        return self.analysis().sql(query)
+
+    def analysis(self) -> Analysis:
+        """Return a new DuckDB connection together with what its views are."""
+        from kappa_log.analysis import Analysis
+
+        self._require()
+        return Analysis(self.database)
 
     # --- care ---------------------------------------------------------------
 

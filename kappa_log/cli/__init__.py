@@ -28,6 +28,7 @@ from typing_extensions import override
 
 from kappa_log import errors
 from kappa_log.cli import (
+    analysis,
     db,
     failures,
     kafka,
@@ -116,6 +117,7 @@ for _command in (
     replay.replay,
     projections.projections,
     log.verify,
+    analysis.sql,
     serve.serve,
     serve.token,
     serve.init_events_api,
