@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kappa_log.fold import Projection, projection
     from kappa_log.handler import Ack, FieldOptions, Handler, Metadata, ack
     from kappa_log.plan import ReplayPlan
+    from kappa_log.sqlfold import sql_projection
     from kappa_log.steps import ReplayReport
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ _HOMES = {
     "ack": "handler",
     "make_event": "events",
     "projection": "fold",
+    "sql_projection": "sqlfold",
 }
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "ack",
     "make_event",
     "projection",
+    "sql_projection",
 ]
 
 

@@ -950,13 +950,14 @@ class KappaLog:
         wanted = _parsed(fold, key)
         end = build.cursor if build else head
         state: Any = None
+        folding = fold.folding()
         for event in self._events_of(fold, wanted, end):
-            state = fold.step(wanted, state, event)
+            state = folding.after(wanted, state, event)
             yield Explained(event, fold.state_shape.fields(state))
 
     def _events_of(self, fold: Projection, key: Any, end: Position) -> Iterator[Event]:
         reader = project.reader_of(self.database, fold, {key})
-        for after, until in spans(0, end, project.PAGE_EVENTS):
+        for after, until in spans(0, end, project.page_events(fold)):
             for _, event in fold.keyed(reader.page(after, until), {key})[0]:
                 yield event
 

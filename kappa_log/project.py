@@ -186,16 +186,16 @@ class Runner:
         For the few events that are left when a build is promoted. If the
         transaction fails this runner must not be used again.
         """
-        for after, until in spans(self.cursor, upto, PAGE_EVENTS):
+        for after, until in spans(self.cursor, upto, page_events(self._projection)):
             self._folding.apply(self._reader.page(after, until, connection))
         self._write(connection, upto)
 
     def _run(self, upto: Position, phase: str, on_progress: OnProgress | None) -> None:
         written = time.monotonic()
-        for after, until in spans(self.cursor, upto, PAGE_EVENTS):
+        for after, until in spans(self.cursor, upto, page_events(self._projection)):
             self._folding.apply(self._reader.page(after, until))
             is_due = time.monotonic() - written >= FLUSH_SECONDS
-            is_large = not self._is_filling and len(self._folding.states) > MAX_STATES
+            is_large = not self._is_filling and len(self._folding) > MAX_STATES
             if is_due or is_large or until == upto:
                 with self._database.write() as connection:
                     self._write(connection, until)
@@ -230,9 +230,9 @@ class Runner:
                 ),
                 self._clock(),
             )
-        changed = self._folding.drain()
-        self._store.save(connection, changed, is_empty=self._is_empty)
-        self.rows_changed += len(changed)
+        rows = self._folding.drain_rows()
+        self._store.save(connection, rows, is_empty=self._is_empty)
+        self.rows_changed += len(rows.kept) + len(rows.gone)
 
     def _remember(self, until: Position) -> None:
         folding = self._folding
@@ -241,7 +241,7 @@ class Runner:
         self.events += folding.events - self._counted[0]
         self.unkeyed += folding.unkeyed - self._counted[1]
         self._counted = (folding.events, folding.unkeyed)
-        if not self._is_filling and len(folding.states) > MAX_STATES:
+        if not self._is_filling and len(folding) > MAX_STATES:
             self._forget()
 
     def _forget(self) -> None:
@@ -250,16 +250,16 @@ class Runner:
         self._counted = (0, 0)
         is_fresh = self.cursor == ORIGIN
         if self._is_filling or is_fresh:
-            self._folding = Folding(self._projection, only=self._only)
+            self._folding = self._projection.folding(only=self._only)
             if not is_fresh:
                 with self._database.read() as connection:
-                    self._folding.states = (
+                    self._folding.adopt(
                         self._store.load_all(connection)
                         if self._only is None
                         else self._store.load(connection, self._only)
                     )
         else:
-            self._folding = Folding(self._projection, self._load, self._only)
+            self._folding = self._projection.folding(self._load, self._only)
 
     def _load(self, keys: Collection[Any]) -> dict[Any, Any]:
         with self._database.read() as connection:
@@ -342,6 +342,11 @@ def live_build(
         if build is None:
             raise
     return build
+
+
+def page_events(fold: Projection) -> int:
+    """Return how many positions a page of a projection spans."""
+    return PAGE_EVENTS * fold.pages_at_once
 
 
 def reader_of(
