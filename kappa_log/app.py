@@ -41,7 +41,7 @@ from kappa_log.listeners import (
     sections_named,
 )
 from kappa_log.plan import Context, ReplayPlan, ReplayRequest
-from kappa_log.project import OnProgress, ProjectReport
+from kappa_log.project import EventSource, OnProgress, ProjectReport
 from kappa_log.records import Lane
 from kappa_log.replay import Replayer
 from kappa_log.status import (
@@ -79,6 +79,10 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
     from kappa_log.analysis import Analysis
+    from kappa_log.archive.bring import ImportReport
+    from kappa_log.archive.check import ArchiveReport
+    from kappa_log.archive.export import ExportReport
+    from kappa_log.archive.reader import Archive
     from kappa_log.kafka.consume import ConsumeProgress, ConsumeReport
     from kappa_log.kafka.lag import PartitionLag
     from kappa_log.kafka.produce import ProduceProgress, ProduceReport
@@ -813,7 +817,8 @@ class KappaLog:
             on_progress: Called as folding goes on.
             request: since, from_position or from_offset (a start: only keys touched
                 from there on are folded again); by (recorded or event-time); until;
-                promote (default True); max_changed; reason. See `ReplayRequest`.
+                promote (default True); max_changed; reason; source (sql, or archive:
+                the configured one, as far as it reaches). See `ReplayRequest`.
 
         Raises:
             UsageError: The request contradicts itself, or needs a full replay.
@@ -889,8 +894,19 @@ class KappaLog:
                 on_plan=on_plan,
                 on_progress=on_progress,
                 on_start=started,
+                open_archive=self._open_source,
             )
         )
+
+    def _open_source(self) -> EventSource:
+        """Open the configured archive as what replays of this log read."""
+        from kappa_log.archive.export import require_same_log
+        from kappa_log.archive.source import ArchiveSource
+
+        archive = self.archive()
+        with self.database.read() as connection:
+            require_same_log(connection, self.database, archive)
+        return ArchiveSource(archive)
 
     def _interruptible(self, run: Callable[[], ReplayReport]) -> ReplayReport:
         self.interrupted_replay = None
@@ -1094,6 +1110,129 @@ class KappaLog:
             self.registry.latest(name)
             raise NotFound("live build of", name, f"Make it: kappa-log project {name}")
         return found
+
+    # --- the archive --------------------------------------------------------
+
+    def export(
+        self,
+        to: str | None = None,
+        *,
+        columns: Sequence[str] = (),
+        columns_of: Sequence[str] = (),
+        no_columns: bool = False,
+        dry_run: bool = False,
+        on_step: verify.OnStep = lambda *_: None,
+    ) -> ExportReport:
+        """Bring the archive up to the log: Parquet files, their manifest last.
+
+        Args:
+            to: A folder, or an address of an object store; the configuration's if None.
+            columns: TOPIC.FIELD:TYPE, each a typed column made of a payload field.
+                Those of the archive stay if no columns are named.
+            columns_of: Projections whose payload Struct's fields become columns.
+            no_columns: Make no columns of payload fields any more.
+            dry_run: Say what would be done, and do nothing.
+            on_step: Called as it goes on.
+
+        Raises:
+            UsageError: The address or a column is none.
+            ArchiveDiverged: The archive is of another log, or ahead of this one.
+            ArchiveError: It cannot be written; it is as it was.
+            VerificationError: The log is damaged; the archive is as it was.
+        """
+        from kappa_log.archive import fields
+        from kappa_log.archive.export import Exporter
+        from kappa_log.archive.store import Store
+
+        self._require()
+        chosen = None
+        if columns or columns_of or no_columns:
+            with self.database.read() as connection:
+                lanes = ledger.lanes(connection, self.database)
+            topics = sorted({lane.topic for lane in lanes})
+            folds = [self.registry.latest(name) for name in columns_of]
+            chosen = fields.chosen(columns, folds, topics)
+        exporter = Exporter(
+            self.database,
+            Store(*self._address(to)),
+            segment_events=self.config.archive.segment_events,
+            columns=chosen,
+            step=on_step,
+        )
+        return exporter.plan() if dry_run else exporter.run()
+
+    def import_archive(
+        self,
+        url: str | None = None,
+        *,
+        on_step: verify.OnStep = lambda *_: None,
+    ) -> ImportReport:
+        """Bring an archive into an empty log: the same positions, chain and ledger.
+
+        The database is made if it is not there. All or nothing comes in.
+
+        Args:
+            url: The archive; the configuration's if None.
+            on_step: Called as it goes on.
+
+        Raises:
+            UsageError: The log is not empty; nothing was changed.
+            ArchiveMissing: There is no archive.
+            ArchiveDamaged: It is not what was written; nothing was kept.
+        """
+        from kappa_log.archive.bring import Importer
+
+        found = self.archive(url)
+        if self.database_state().verdict == "empty":
+            self.create_database()
+        self._require()
+        with self.database.write() as connection:
+            report = Importer(self.database, found, on_step).run(connection)
+            self._audit(connection, "import", report.url, None)
+        return report
+
+    def verify_archive(
+        self,
+        url: str | None = None,
+        *,
+        on_step: verify.OnStep = lambda *_: None,
+    ) -> ArchiveReport:
+        """Prove each file of an archive and its chain, and compare with the log.
+
+        Without a log, or beside an empty one, the archive is verified by itself.
+
+        Args:
+            url: The archive; the configuration's if None.
+            on_step: Called as it goes on.
+
+        Raises:
+            ArchiveMissing: There is none.
+            ArchiveError: It cannot be read now.
+        """
+        from kappa_log.archive.check import check_archive
+        from kappa_log.archive.store import Store
+
+        there = self.database_state().verdict != "empty" and self.head().position > 0
+        return check_archive(
+            Store(*self._address(url)), self.database if there else None, on_step
+        )
+
+    def archive(self, url: str | None = None) -> Archive:
+        """Open an archive to read; the configuration's if None.
+
+        Raises:
+            ArchiveMissing: There is none.
+            ArchiveDamaged: Its manifest is not what was written.
+        """
+        from kappa_log.archive.reader import open_archive
+
+        return open_archive(*self._address(url))
+
+    def _address(self, url: str | None) -> tuple[str, Path]:
+        """Return an archive's address, and from where it counts if it is relative."""
+        if url is None:
+            return self.config.archive.url, self.config.folder
+        return url, Path.cwd()
 
     # --- tokens of the API --------------------------------------------------
 

@@ -165,6 +165,9 @@ class ArchiveConfig(_Section):
     """Where the log leaves as Parquet."""
 
     url: str = "archive"
+    """A folder, from the configuration's, or for instance ``s3://BUCKET/FOLDER``."""
+    segment_events: int = Field(default=1_000_000, ge=1, le=10_000_000)
+    """Most events of a file, in an archive that is begun."""
 
 
 class ApiConfig(_Section):

@@ -15,6 +15,11 @@
     │   ├── SourceDiverged       it was read before and is now something else
     │   └── SourceGap            records were deleted before they were read
     ├── VerificationError        the log or a view is not what it should be
+    ├── ArchiveError             an archive cannot be read or written
+    │   ├── ArchiveMissing       there is none
+    │   ├── ArchiveNewer         a later version of kappa_log wrote it
+    │   ├── ArchiveDiverged      it is of another log, or ahead of this one
+    │   └── ArchiveDamaged       a file is missing or not what was written
     └── StorageError             the database refused; the driver's error is the cause
         ├── DatabaseBusy         locked by another process; try later
         ├── DatabaseUnavailable  away, or out of disk; it may come back
@@ -220,6 +225,48 @@ class SourceGap(SourceError):
 
 class VerificationError(KappaLogError):
     """The log, its ledger or a view is not what it should be."""
+
+
+class ArchiveError(KappaLogError):
+    """An archive cannot be read or written; what it held before is still whole."""
+
+    retryable = True
+
+
+class ArchiveMissing(ArchiveError):
+    """There is no archive at the address."""
+
+    retryable = False
+
+
+class ArchiveNewer(ArchiveError):
+    """A later version of kappa_log wrote the archive; it was not touched."""
+
+    retryable = False
+
+
+class ArchiveDiverged(ArchiveError):
+    """The archive is of another log, or holds what this log does not have."""
+
+    retryable = False
+
+
+class ArchiveDamaged(ArchiveError):
+    """A file of an archive is missing or is not what was written.
+
+    Attributes:
+        url: The archive.
+        path: The file, in the archive.
+    """
+
+    retryable = False
+
+    def __init__(self, url: str, path: str, reason: str) -> None:
+        """Name the file, and say what is wrong with it."""
+        self.url = url
+        self.path = path
+        self.reason = reason
+        super().__init__(f"archive {url}: {path}: {reason}")
 
 
 class StorageError(KappaLogError):

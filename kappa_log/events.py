@@ -65,17 +65,21 @@ class EventPage:
     Args:
         columns: Column name → values, all of one length, one entry an event.
         load: Called with the name of a column that is not there yet.
+        join: Returns the payload texts as one JSON array, for a store that has them
+            side by side already.
     """
 
-    __slots__ = ("_columns", "_load")
+    __slots__ = ("_columns", "_join", "_load")
 
     def __init__(
         self,
         columns: Mapping[str, Sequence[Any]],
         load: Callable[[str], Sequence[Any]] | None = None,
+        join: Callable[[], bytes] | None = None,
     ) -> None:
         self._columns = dict(columns)
         self._load = load
+        self._join = join
 
     def column(self, name: str) -> Sequence[Any]:
         """Return a column's values, loading them for the whole page if needed."""
@@ -85,6 +89,15 @@ class EventPage:
                 raise AttributeError(name)
             found = self._columns[name] = self._load(name)
         return found
+
+    def joined_payloads(self) -> str | bytes:
+        """Return the payload texts as one JSON array; a tombstone's is null."""
+        if self._join is not None:
+            return self._join()
+        texts = self.column("payload_text")
+        if None in texts:
+            texts = ["null" if text is None else text for text in texts]
+        return f"[{','.join(texts)}]"
 
 
 class Event(msgspec.Struct, frozen=True, eq=False, gc=False, repr_omit_defaults=True):

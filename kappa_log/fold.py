@@ -108,6 +108,11 @@ class Projection:
         return f"<projection {self.name} v{self.version}>"
 
     @property
+    def payload_type(self) -> Any:
+        """What payloads are decoded into, as it was declared; None: plain values."""
+        return self._payload
+
+    @property
     def label(self) -> str:
         """Name and version, for messages."""
         return f"{self.name} v{self.version}"
@@ -488,13 +493,11 @@ class Payloads:
 
     def decode(self, page: EventPage, fold: Projection) -> Sequence[Any]:
         """Return the payload of each event, or raise ProjectionError for the first."""
-        texts = page.column("payload_text")
         if self._one_call:
-            if None in texts:
-                texts = ["null" if text is None else text for text in texts]
+            texts = page.joined_payloads()
             # If it fails, one by one, to name the culprit.
             with contextlib.suppress(Exception, SystemExit):
-                decoded: list[Any] = self._page.decode(f"[{','.join(texts)}]")
+                decoded: list[Any] = self._page.decode(texts)
                 return decoded
         found = []
         for index, text in enumerate(page.column("payload_text")):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ from kappa_log.errors import UsageError
 from kappa_log.events import ORIGIN, Position
 from kappa_log.fold import Projection, Registry
 from kappa_log.project import (
+    EventSource,
+    Filling,
     OnProgress,
     Runner,
     check_groups,
@@ -26,6 +29,7 @@ from kappa_log.storage.database import Database
 
 Kind = Literal["full", "since", "until"]
 By = Literal["recorded", "event-time"]
+From = Literal["sql", "archive"]
 
 
 class ReplayRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +44,8 @@ class ReplayRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_changed: str | None = None
     """``100`` rows or ``5%`` of the live rows."""
     reason: str | None = None
+    source: From = "sql"
+    """Where events are read as far as they are there."""
 
     @property
     def has_start(self) -> bool:
@@ -82,10 +88,32 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     on_start: Callable[[int], None] | None = None
     """Called with a replay's id once it can be resumed."""
     on_progress: OnProgress | None = None
+    open_archive: Callable[[], EventSource] | None = None
+    """Opens the archive of this log, for replays that read it."""
+    source: EventSource | None = None
+    """Where events are read; None is the database."""
 
-    def runner(self, build: Build, fold: Projection) -> Runner:
+    def runner(
+        self, build: Build, fold: Projection, filling: Filling | None = None
+    ) -> Runner:
         """Return a runner that folds a build on from its cursor."""
-        return Runner(self.database, build, fold, self.clock)
+        return Runner(
+            self.database, build, fold, self.clock, filling, source=self.source
+        )
+
+    @contextlib.contextmanager
+    def reading(self, source: From) -> Iterator[Context]:
+        """Give the same context with a source open, and close it afterwards.
+
+        Raises:
+            ArchiveError: The archive cannot be read, or is of another log.
+        """
+        if source == "sql":
+            yield self
+            return
+        assert self.open_archive is not None, "nobody said how an archive is opened"
+        with contextlib.closing(self.open_archive()) as opened:
+            yield msgspec.structs.replace(self, source=opened)
 
     def head(self) -> int:
         """Return the position of the head."""

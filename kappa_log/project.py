@@ -12,7 +12,7 @@ import gc
 import time
 from collections.abc import Callable, Collection
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import sqlalchemy as sa
@@ -26,7 +26,7 @@ from kappa_log.errors import (
     StaleCode,
     StorageError,
 )
-from kappa_log.events import ORIGIN, Position
+from kappa_log.events import ORIGIN, EventPage, Position
 from kappa_log.fold import Folding, Projection, Registry
 from kappa_log.storage import builds, log
 from kappa_log.storage.builds import Build
@@ -62,6 +62,36 @@ class FoldProgress(msgspec.Struct, frozen=True):
 
 
 OnProgress = Callable[[FoldProgress], None]
+
+
+class EventReader(Protocol):
+    """Reads the events that one projection folds, page by page."""
+
+    def page(
+        self, after: Position, upto: Position, connection: sa.Connection | None = None
+    ) -> EventPage:
+        """Return the matching events in (after, upto], in order of position.
+
+        With a connection, those that its transaction sees.
+        """
+        ...
+
+
+class EventSource(Protocol):
+    """Where a replay reads events from, if not from the database."""
+
+    def reader(
+        self, fold: Projection, only: Collection[Any] | None, rest: EventReader
+    ) -> EventReader:
+        """Return a reader of the events of a fold, and of these keys if not None.
+
+        What the source does not hold comes from ``rest``, the database's reader.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of whatever it holds open."""
+        ...
 
 
 class ProjectReport(msgspec.Struct, frozen=True):
@@ -102,6 +132,7 @@ class Runner:
         projection: Its code.
         clock: For updated_at alone; rows never depend on it.
         filling: For the filling of a replay's build; None folds a complete one on.
+        source: Where events are read, if not from the database.
     """
 
     def __init__(
@@ -111,6 +142,7 @@ class Runner:
         projection: Projection,
         clock: Clock,
         filling: Filling | None = None,
+        source: EventSource | None = None,
     ) -> None:
         self._database = database
         self._build = build
@@ -119,7 +151,7 @@ class Runner:
         self._is_filling = filling is not None
         self._only = None if filling is None else filling.only
         self._store = RowStore(database, build, projection)
-        self._reader = reader_of(database, projection, self._only)
+        self._reader = reader_of(database, projection, self._only, source)
         start = None if filling is None else filling.start
         self.cursor = build.cursor if start is None else start
         """Last position whose rows are written."""
@@ -350,8 +382,11 @@ def page_events(fold: Projection) -> int:
 
 
 def reader_of(
-    database: Database, fold: Projection, only: Collection[Any] | None = None
-) -> log.LogReader:
+    database: Database,
+    fold: Projection,
+    only: Collection[Any] | None = None,
+    source: EventSource | None = None,
+) -> EventReader:
     """Return a reader of the events that a projection folds.
 
     Few entities are looked up by index; many are cheaper to find by reading all.
@@ -359,7 +394,8 @@ def reader_of(
     entities = None
     if fold.key is None and only is not None and len(only) <= MAX_INDEXED_ENTITIES:
         entities = list(only)
-    return log.LogReader(database, fold.topics, fold.groups, entities)
+    reader = log.LogReader(database, fold.topics, fold.groups, entities)
+    return reader if source is None else source.reader(fold, only, reader)
 
 
 MAX_INDEXED_ENTITIES = 500

@@ -71,8 +71,10 @@ class Replayer:
                 self._context.on_plan(plan)
             if plan.nothing:
                 return nothing_to_do(plan)
-            row = self._start(plan, request, touched)
-            return self._run(row, touched)
+            # Before anything is written: an archive may not be there.
+            with self._context.reading(request.source) as context:
+                row = self._start(plan, request, touched)
+                return self._run(row, touched, context)
 
     def resume(self, identifier: int) -> ReplayReport:
         """Go on with a replay that was killed or interrupted.
@@ -84,7 +86,10 @@ class Replayer:
         """
         row = self._unfinished(identifier)
         with self._running(row.projection):
-            return self._run(self._unfinished(identifier), None)
+            row = self._unfinished(identifier)
+            request = msgspec.convert(row.request, ReplayRequest)
+            with self._context.reading(request.source) as context:
+                return self._run(row, None, context)
 
     def cancel(self, identifier: int) -> ReplayRow:
         """End a replay that does not run, and drop what it built."""
@@ -138,6 +143,7 @@ class Replayer:
                     "promote": True,
                     "max_changed": max_changed,
                     "reason": reason,
+                    "source": "sql",
                 }
                 replays.update(
                     connection,
@@ -149,7 +155,7 @@ class Replayer:
                     request=request,
                 )
                 row = replays.get(connection, self._database, row.id)
-            return self._run(row, None)
+            return self._run(row, None, self._context)
 
     def undo(self, name: str, *, behind: bool, reason: str | None) -> Swap:
         """Make the retired build the live one again, caught up by its own code.
@@ -292,7 +298,9 @@ class Replayer:
         RowStore(self._database, shadow, fold).delete(connection, touched)
         return shadow
 
-    def _run(self, row: ReplayRow, touched: set[Any] | None) -> ReplayReport:
+    def _run(
+        self, row: ReplayRow, touched: set[Any] | None, context: Context
+    ) -> ReplayReport:
         """Do what a replay has still to do, step by step."""
         with self._database.read() as connection:
             assert row.build is not None
@@ -300,7 +308,7 @@ class Replayer:
         if self._context.on_start is not None:
             self._context.on_start(row.id)
         fold = self._code_of(row, shadow)
-        steps = Steps(self._context, row, shadow, fold, touched)
+        steps = Steps(context, row, shadow, fold, touched)
         try:
             return steps.run()
         except ProjectionError as error:

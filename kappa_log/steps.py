@@ -136,13 +136,8 @@ class Steps:
             )
         with self._database.read() as connection:
             start = builds.shard_cursor(connection, self._database, self._shadow)
-        runner = Runner(
-            self._database,
-            self._shadow,
-            self._fold,
-            self._context.clock,
-            Filling(self._touched, start),
-        )
+        filling = Filling(self._touched, start)
+        runner = self._context.runner(self._shadow, self._fold, filling)
         self._account(runner, self._shadow.cursor, "refold")
 
     def _compare(self) -> None:
@@ -188,9 +183,7 @@ class Steps:
     def _fold_to(
         self, target: Position, phase: str, filling: Filling | None = None
     ) -> None:
-        runner = Runner(
-            self._database, self._shadow, self._fold, self._context.clock, filling
-        )
+        runner = self._context.runner(self._shadow, self._fold, filling)
         self._account(runner, target, phase)
         self._reread()
 

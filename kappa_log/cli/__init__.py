@@ -29,6 +29,7 @@ from typing_extensions import override
 from kappa_log import errors
 from kappa_log.cli import (
     analysis,
+    archive,
     db,
     failures,
     kafka,
@@ -55,6 +56,10 @@ EXIT_CODES: Mapping[type[errors.KappaLogError], int] = {
     errors.SourceDiverged: 65,
     errors.SourceGap: 69,
     errors.VerificationError: 4,
+    errors.ArchiveError: 69,
+    errors.ArchiveNewer: 78,
+    errors.ArchiveDiverged: 65,
+    errors.ArchiveDamaged: 4,
     errors.StorageError: 69,
     errors.DatabaseBusy: 75,
     errors.DatabaseUnavailable: 69,
@@ -116,6 +121,8 @@ for _command in (
     projections.project,
     replay.replay,
     projections.projections,
+    archive.export,
+    archive.import_,
     log.verify,
     analysis.sql,
     serve.serve,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kappa_log.cli import output
+from kappa_log.cli.archive import print_archive
 from kappa_log.cli.params import DEDUPE, DIGEST, json_option, pass_app
 
 if TYPE_CHECKING:
@@ -159,15 +160,33 @@ def _teach(reports: list[IngestReport], topic: str) -> None:
 @click.command()
 @click.argument("names", metavar="[PROJECTION]...", nargs=-1)
 @click.option("--head", type=DIGEST, help="A head that was kept elsewhere.")
+@click.option(
+    "--archive",
+    metavar="[URL]",
+    is_flag=False,
+    flag_value="",
+    help="Verify the archive instead, and compare it with the log.",
+)
 @json_option
 @pass_app
 def verify(
-    app: KappaLog, /, *, names: tuple[str, ...], head: str | None, as_json: bool
+    app: KappaLog,
+    /,
+    *,
+    names: tuple[str, ...],
+    head: str | None,
+    archive: str | None,
+    as_json: bool,
 ) -> int:
     """Recompute the chain of all events, and check the ledger.
 
     The live rows of each PROJECTION that is named are compared with a fresh fold.
     """
+    if archive is not None:
+        if names or head:
+            msg = "--archive verifies an archive alone; give no PROJECTION and no head."
+            raise click.UsageError(msg)
+        return _verify_archive(app, archive or None, as_json=as_json)
     with output.Meter() as meter:
         report = app.verify(
             head=head,
@@ -180,6 +199,21 @@ def verify(
         output.print_json(output.to_json(report))
     else:
         _print_verdict(report)
+    return 0 if report.ok else NOT_VERIFIED
+
+
+def _verify_archive(app: KappaLog, url: str | None, *, as_json: bool) -> int:
+    with output.Meter() as meter:
+        report = app.verify_archive(
+            url,
+            on_step=lambda what, done, total: meter.update(
+                what, done, total, f"{done:,} of {total:,}"
+            ),
+        )
+    if as_json:
+        output.print_json(output.to_json(report))
+    else:
+        print_archive(report)
     return 0 if report.ok else NOT_VERIFIED
 
 

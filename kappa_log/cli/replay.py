@@ -38,6 +38,7 @@ _DEFAULTS: dict[str, Any] = {
     "promote": True,
     "max_changed": None,
     "reason": None,
+    "source": "sql",
 }
 _STARTS = ("since", "from_position", "from_offset")
 
@@ -56,6 +57,14 @@ _STARTS = ("since", "from_position", "from_offset")
 )
 @click.option(
     "--until", type=MOMENT, help="Build the state before this time, on the side."
+)
+@click.option(
+    "--from",
+    "source",
+    type=click.Choice(["sql", "archive"]),
+    default="sql",
+    show_default=True,
+    help="Where to read events; what the archive lacks comes from SQL.",
 )
 @dry_run_option
 @click.option(

@@ -1,0 +1,312 @@
+"""Source: pages of events for folds, from segments instead of the database.
+
+The archive gives what lies in it; positions past its end come from the database, so a
+replay goes on over the seam without noticing. Row groups are proved, decompressed and
+decoded by a thread while the one before is folded. Columns that no fold asks for are
+never read, and payloads go from Parquet to the JSON decoder without becoming strings
+of Python's. A segment of other topics is passed over; one that should be read and is
+missing or damaged stops the fold.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import reduce
+from itertools import chain
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import sqlalchemy as sa
+
+from kappa_log.archive.layout import EVENTS
+from kappa_log.archive.manifest import Segment
+from kappa_log.archive.reader import Archive
+from kappa_log.archive.scan import OpenSegment
+from kappa_log.events import EventPage, Position, from_micros
+from kappa_log.fold import Projection
+from kappa_log.project import EventReader
+from kappa_log.records import decode_headers
+
+_COLUMN = {"payload_text": "payload"}
+"""Column of `Event` → column of a segment, where the names differ."""
+
+_REPEATED = ["topic", "group_id", "entity_id", "event_type", "event_version"]
+
+KEPT = 3
+"""Open segments, and row groups in memory: pages lie across the seams of some."""
+
+
+class ArchiveSource:
+    """An archive as a source of events for a replay; see `project.EventSource`."""
+
+    def __init__(self, archive: Archive) -> None:
+        """Take an archive that is of the log to be replayed."""
+        self._archive = archive
+        self._thread = ThreadPoolExecutor(1, "archive")
+        self._open: dict[int, OpenSegment] = {}
+
+    def reader(
+        self, fold: Projection, only: Collection[Any] | None, rest: EventReader
+    ) -> ArchiveReader:
+        """Return a reader of the events that a projection folds.
+
+        Args:
+            fold: The projection.
+            only: Keys to fold; None folds all.
+            rest: Reads what the archive does not hold.
+        """
+        return ArchiveReader(self, fold, only, rest)
+
+    def close(self) -> None:
+        """End the thread and close all files."""
+        self._thread.shutdown(cancel_futures=True)
+        for found in self._open.values():
+            found.close()
+        self._open.clear()
+
+    @property
+    def end(self) -> Position:
+        """Last position that the archive holds."""
+        return self._archive.manifest.position
+
+    @property
+    def segments(self) -> list[Segment]:
+        """All segments by position."""
+        return self._archive.manifest.segments
+
+    def submit(self, function: Any, *arguments: Any) -> Future[Any]:
+        """Have something done by the one thread that touches files."""
+        return self._thread.submit(function, *arguments)
+
+    def opened(self, index: int) -> OpenSegment:
+        """Return a segment that was proved; for the thread alone.
+
+        Raises:
+            ArchiveDamaged: It is missing, or not what was written.
+        """
+        found = self._open.get(index)
+        if found is None:
+            while len(self._open) >= KEPT:
+                self._open.pop(next(iter(self._open))).close()
+            found = OpenSegment(self._archive.store, self.segments[index], _REPEATED)
+            self._open[index] = found
+        return found
+
+
+class _Group:
+    """Matching events of a row group, or none of a segment of other topics."""
+
+    def __init__(
+        self,
+        place: tuple[int, int],
+        span: range,
+        positions: Sequence[int],
+        mask: pa.Array | None = None,
+    ) -> None:
+        self.place = place
+        """Its segment, and its row group in it."""
+        self.span = span
+        """Positions that it answers for."""
+        self.mask = mask
+        """Which of its events match; None if all do."""
+        self._positions = positions
+        self._columns: dict[str, pa.Array] = {}
+        self._texts: dict[str, list[Any]] = {}
+
+    def bounds(self, after: Position, upto: Position) -> tuple[int, int]:
+        """Return from which to which of its events a page reaches."""
+        return (
+            bisect_right(self._positions, after),
+            bisect_right(self._positions, upto),
+        )
+
+    def has(self, name: str) -> bool:
+        """Tell whether a column is there."""
+        return name == "position" or name in self._columns
+
+    def add(self, table: pa.Table) -> None:
+        """Take columns of the row group in."""
+        if self.mask is not None:
+            table = table.filter(self.mask)
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            self._columns[name] = column.combine_chunks()
+
+    def values(self, name: str, start: int, stop: int) -> Sequence[Any]:
+        """Return a column's values as `Event` has them."""
+        if name == "position":
+            return list(self._positions[start:stop])
+        column = self._columns[name]
+        if pa.types.is_dictionary(column.type):
+            return self._repeated(name, column, start, stop)
+        return _converted(name, column.slice(start, stop - start))
+
+    def _repeated(
+        self, name: str, column: pa.DictionaryArray, start: int, stop: int
+    ) -> Sequence[Any]:
+        """Return values of which each is made once for the whole row group."""
+        texts = self._texts.get(name)
+        if texts is None:
+            texts = self._texts[name] = column.dictionary.to_pylist()
+        places = column.indices.slice(start, stop - start).to_pylist()
+        if column.null_count:
+            return [None if place is None else texts[place] for place in places]
+        return list(map(texts.__getitem__, places))
+
+    def joined(self, start: int, stop: int) -> bytes:
+        """Return the payloads as JSON, commas between them."""
+        texts = self._columns["payload"].slice(start, stop - start)
+        if texts.null_count:
+            texts = texts.fill_null("null")
+        row = pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts)
+        return bytes(pc.binary_join(row, ",")[0].as_buffer())
+
+
+class ArchiveReader:
+    """Reads matching events page by page; see `storage.log.LogReader`."""
+
+    def __init__(
+        self,
+        source: ArchiveSource,
+        fold: Projection,
+        only: Collection[Any] | None,
+        rest: EventReader,
+    ) -> None:
+        self._source = source
+        self._topics = set(fold.topics)
+        self._groups = None if fold.groups is None else set(fold.groups)
+        self._entities = None
+        if fold.key is None and only is not None:
+            self._entities = pa.array(sorted(only), pa.string())
+        self._rest = rest
+        self._names = ["entity_id", "payload"]
+        self._firsts = [segment.first for segment in source.segments]
+        self._groups_read: list[_Group] = []
+        self._ahead: Future[_Group | None] | None = None
+
+    def page(
+        self, after: Position, upto: Position, connection: sa.Connection | None = None
+    ) -> EventPage:
+        """Return the matching events in (after, upto], in order.
+
+        Args:
+            after: Exclusive lower bound.
+            upto: Inclusive upper bound.
+            connection: Open transaction whose snapshot must be seen: then the
+                database is read.
+
+        Raises:
+            ArchiveDamaged: A segment is missing, or not what was written.
+        """
+        if connection is not None or upto > self._source.end:
+            return self._rest.page(after, upto, connection)
+        pieces = [
+            (group, *group.bounds(after, upto)) for group in self._within(after, upto)
+        ]
+        pieces = [piece for piece in pieces if piece[1] < piece[2]]
+
+        def load(name: str) -> Sequence[Any]:
+            column = _COLUMN.get(name, name)
+            self._require(column, [group for group, *_ in pieces])
+            parts = [group.values(column, *bounds) for group, *bounds in pieces]
+            return parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
+
+        def joined() -> bytes:
+            parts = (group.joined(*bounds) for group, *bounds in pieces)
+            return b"[" + b",".join(parts) + b"]"
+
+        eager = {name: load(name) for name in ("position", "entity_id")}
+        return EventPage(eager, load, joined)
+
+    def _require(self, name: str, groups: Sequence[_Group]) -> None:
+        """Read a column that is not there yet, and from now on with all others."""
+        missing = [group for group in groups if not group.has(name)]
+        if missing and name not in self._names:
+            if name not in EVENTS.names:
+                raise AttributeError(name)
+            self._names = [*self._names, name]
+        for group in missing:
+            self._source.submit(self._add, group, [name]).result()
+
+    def _within(self, after: Position, upto: Position) -> Iterator[_Group]:
+        while after < upto:
+            group = self._group_at(after + 1)
+            yield group
+            after = group.span[-1]
+
+    def _group_at(self, position: Position) -> _Group:
+        for group in self._groups_read:
+            if position in group.span:
+                return group
+        group = None
+        if self._ahead is not None:
+            group, self._ahead = self._ahead.result(), None
+        if group is None or position not in group.span:
+            index = bisect_right(self._firsts, position) - 1
+            group = self._source.submit(self._load_at, index, position).result()
+        self._groups_read = [*self._groups_read[1 - KEPT :], group]
+        self._ahead = self._source.submit(self._load_after, group)
+        return group
+
+    # --- in the source's thread -----------------------------------------------
+
+    def _load_at(self, index: int, position: Position) -> _Group:
+        """Return the row group of a segment that has a position."""
+        segment = self._source.segments[index]
+        matching = [lane for lane in segment.lanes if self._matches(*lane)]
+        if not matching:
+            return _Group((index, 0), range(segment.first, segment.last + 1), ())
+        opened = self._source.opened(index)
+        number = opened.group_of(position)
+        span = opened.groups[number]
+        mask = None
+        if len(matching) < len(segment.lanes) or self._entities is not None:
+            mask = self._mask(opened.read(number, ["topic", "group_id", "entity_id"]))
+        positions: Sequence[int] = span
+        if mask is not None:
+            positions = pa.array(span, pa.int64()).filter(mask).to_pylist()
+        group = _Group((index, number), span, positions, mask)
+        self._add(group, self._names)
+        return group
+
+    def _load_after(self, group: _Group) -> _Group | None:
+        position = group.span[-1] + 1
+        if position > self._source.end:
+            return None
+        return self._load_at(bisect_right(self._firsts, position) - 1, position)
+
+    def _add(self, group: _Group, names: Sequence[str]) -> None:
+        index, number = group.place
+        group.add(self._source.opened(index).read(number, names))
+
+    def _matches(self, topic: str, group: str) -> bool:
+        groups = self._groups
+        return topic in self._topics and (groups is None or group in groups)
+
+    def _mask(self, table: pa.Table) -> pa.Array:
+        """Return which events match."""
+        wanted = [("topic", pa.array(sorted(self._topics), pa.string()))]
+        if self._groups is not None:
+            wanted.append(("group_id", pa.array(sorted(self._groups), pa.string())))
+        if self._entities is not None:
+            wanted.append(("entity_id", self._entities))
+        masks = [
+            pc.is_in(table.column(name).cast(pa.string()), values)
+            for name, values in wanted
+        ]
+        return reduce(pc.and_, masks).combine_chunks()
+
+
+def _converted(name: str, column: pa.Array) -> Sequence[Any]:
+    """Return a column's values as `Event` has them."""
+    if pa.types.is_timestamp(column.type):
+        micros = column.cast(pa.int64()).to_pylist()
+        return [None if value is None else from_micros(value) for value in micros]
+    values: list[Any] = column.to_pylist()
+    if name == "headers":
+        return [decode_headers(value) for value in values]
+    if name == "message_id":
+        return [value.hex() for value in values]
+    return values

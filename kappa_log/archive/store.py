@@ -1,0 +1,255 @@
+"""Store: where the archive's files lie, on a disk or in an object store.
+
+A file appears whole or not at all. On a disk it is written beside, synced to the
+device and renamed; in an object store it is made on a local disk and put in one
+piece. What is read is hashed first: nothing unproved is ever parsed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from kappa_log.archive.manifest import File
+from kappa_log.config import masked
+from kappa_log.errors import ArchiveDamaged, ArchiveError, UsageError
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+CHUNK = 2**20
+
+_TEMPORARY = ".kappa_log-"
+
+
+class Sink:
+    """A file that is being written; it hashes and counts what it is given."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Begin an empty file."""
+        self._file = file
+        self._hash = blake2b(digest_size=32)
+        self.bytes = 0
+        self.path: str | None = None
+        """Where it goes at the end of the block that writes it; None throws it away."""
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        """Write bytes."""
+        view = memoryview(data).cast("B")
+        self._hash.update(view)
+        self._file.write(view)
+        self.bytes += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """Do nothing: the end of the block syncs."""
+
+    def tell(self) -> int:
+        """Return how much was written."""
+        return self.bytes
+
+    def close(self) -> None:
+        """Do nothing: whoever opened it closes it."""
+
+    @property
+    def blake2b(self) -> str:
+        """Hash of what was written, in hex."""
+        return self._hash.hexdigest()
+
+    def done(self, path: str, rows: int) -> File:
+        """Say where it goes, and return what the manifest says about it."""
+        self.path = path
+        return File(path=path, rows=rows, bytes=self.bytes, blake2b=self.blake2b)
+
+
+class Store:
+    """The files of one archive.
+
+    Args:
+        url: A folder, or an address that ``pyarrow.fs.FileSystem.from_uri`` knows.
+        base: Folder that a relative path is meant from.
+
+    Raises:
+        UsageError: The address is none, or a file is there.
+    """
+
+    def __init__(self, url: str, base: Path) -> None:
+        self.url = masked("archive.url", url)
+        """The address without secrets, for messages."""
+        self.folder: Path | None = None
+        """Where it lies; None in an object store."""
+        system, path = fs.LocalFileSystem(), str((base / url).absolute())
+        if "://" in url:
+            try:
+                system, path = fs.FileSystem.from_uri(url)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                msg = (
+                    f"archive address {self.url!r} cannot be used: {_why(error)}. Give "
+                    "a folder, or for instance s3://BUCKET/FOLDER"
+                )
+                raise UsageError(msg) from None
+        if isinstance(system, fs.LocalFileSystem):
+            self.folder = Path(path)
+            if self.folder.exists() and not self.folder.is_dir():
+                msg = f"{self.folder} is a file; an archive is a folder"
+                raise UsageError(msg)
+        self.files = fs.SubTreeFileSystem(path, system)
+        """The archive's folder as a file system of its own; to read."""
+
+    # --- reading ------------------------------------------------------------
+
+    def read(self, path: str) -> bytes | None:
+        """Return the bytes of a small file; None if there is none."""
+        with self._translating(path):
+            if self.files.get_file_info(path).type == fs.FileType.NotFound:
+                return None
+            with self.files.open_input_stream(path) as stream:
+                return bytes(stream.read())
+
+    @contextlib.contextmanager
+    def checked(self, file: File) -> Iterator[Path]:
+        """Give a local file with the proved contents of one of the archive.
+
+        Raises:
+            ArchiveDamaged: It is missing, or not what was written.
+        """
+        if self.folder is not None:
+            self._check(file, None)
+            yield self.folder / file.path
+            return
+        with tempfile.TemporaryDirectory(prefix="kappa_log-") as folder:
+            copy = Path(folder, "copy.parquet")
+            with copy.open("wb") as out:
+                self._check(file, out)
+            yield copy
+
+    def check(self, file: File) -> None:
+        """Prove that a file is there and is what was written.
+
+        Raises:
+            ArchiveDamaged: It is not.
+        """
+        self._check(file, None)
+
+    def _check(self, file: File, copy: BinaryIO | None) -> None:
+        digest, size = blake2b(digest_size=32), 0
+        try:
+            with (
+                self._translating(file.path),
+                self.files.open_input_stream(file.path, buffer_size=0) as stream,
+            ):
+                while chunk := stream.read(CHUNK):
+                    digest.update(chunk)
+                    size += len(chunk)
+                    if copy is not None:
+                        copy.write(chunk)
+        except FileNotFoundError:
+            raise self.damaged(file.path, "it is missing") from None
+        if digest.hexdigest() != file.blake2b:
+            why = f"it has {size:,} bytes" if size != file.bytes else "its hash differs"
+            raise self.damaged(file.path, f"it is not what was written: {why}")
+
+    def damaged(self, path: str, why: str) -> ArchiveDamaged:
+        """Return the error about a file that is not as it should be."""
+        remedy = "Put it back from a copy, or delete the manifest and export anew"
+        return ArchiveDamaged(self.url, path, f"{why}. {remedy}")
+
+    def sizes(self) -> dict[str, int]:
+        """Return path → bytes of all files that are there."""
+        chosen = fs.FileSelector("", allow_not_found=True, recursive=True)
+        with self._translating("its files"):
+            found = self.files.get_file_info(chosen)
+        return {one.path: one.size for one in found if one.type == fs.FileType.File}
+
+    # --- writing ------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Sink]:
+        """Give a file to write; it appears at the end of the block, at ``sink.path``.
+
+        Raises:
+            ArchiveError: It cannot be written; nothing of it is there.
+        """
+        with self._translating("a file"), self._temporary() as (file, name):
+            sink = Sink(file)
+            yield sink
+            file.flush()
+            if sink.path is None:
+                return
+            if self.folder is None:
+                file.seek(0)
+                with self.files.open_output_stream(sink.path) as out:
+                    while chunk := file.read(CHUNK):
+                        out.write(chunk)
+                return
+            os.fsync(file.fileno())
+            self._put(name, self.folder / sink.path)
+
+    @contextlib.contextmanager
+    def _temporary(self) -> Iterator[tuple[BinaryIO, Path]]:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(".tmp", _TEMPORARY, self.folder)
+        try:
+            with os.fdopen(handle, "w+b") as file:
+                yield file, Path(name)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                Path(name).unlink()
+
+    def _put(self, temporary: Path, path: Path) -> None:
+        """Rename a file to its name, so that it stays there through a power loss."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # What mkstemp makes is for its owner alone; an archive is as other files are.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+        assert self.folder is not None
+        for folder in (path.parent, *path.parent.parents):
+            _sync(folder)
+            if folder == self.folder:
+                break
+
+    def delete(self, path: str) -> None:
+        """Delete a file; that it is gone already is no error."""
+        with self._translating(path), contextlib.suppress(FileNotFoundError):
+            self.files.delete_file(path)
+        if self.folder is not None:
+            with contextlib.suppress(OSError):
+                (self.folder / path).parent.rmdir()
+
+    @contextlib.contextmanager
+    def _translating(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            msg = (
+                f"the archive at {self.url} cannot be used ({what}): {_why(error)}. "
+                "What it held before is still whole"
+            )
+            raise ArchiveError(msg) from error
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _why(error: Exception) -> str:
+    strerror = getattr(error, "strerror", None)
+    return " ".join(str(strerror or error).split())

@@ -1,0 +1,156 @@
+"""kappa-log export, import: the log as Parquet, and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from kappa_log.cli import output
+from kappa_log.cli.params import dry_run_option, json_option, pass_app
+
+if TYPE_CHECKING:
+    from kappa_log import KappaLog
+    from kappa_log.archive.check import ArchiveReport
+    from kappa_log.archive.export import ExportReport
+
+
+@click.command()
+@click.option("--to", metavar="URL", help="A folder or s3://…, not the configured one.")
+@click.option(
+    "--columns",
+    metavar="TOPIC.FIELD:TYPE",
+    multiple=True,
+    help="Make a typed column of a payload field; may be repeated.",
+)
+@click.option(
+    "--columns-of",
+    metavar="PROJECTION",
+    multiple=True,
+    help="Make columns of the fields of a projection's payload Struct.",
+)
+@click.option("--no-columns", is_flag=True, help="Make none of them any more.")
+@dry_run_option
+@json_option
+@pass_app
+def export(
+    app: KappaLog,
+    /,
+    *,
+    to: str | None,
+    columns: tuple[str, ...],
+    columns_of: tuple[str, ...],
+    no_columns: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Write the log as Parquet: what is new, with a manifest.
+
+    TYPE is int, float, decimal, str, bool, bytes, date, datetime or json, or one of
+    Arrow's names for them, such as double. Columns that were named once stay.
+    """
+    if no_columns and (columns or columns_of):
+        msg = "--no-columns goes with no other columns."
+        raise click.UsageError(msg)
+    with output.Meter() as meter:
+        report = app.export(
+            to,
+            columns=columns,
+            columns_of=columns_of,
+            no_columns=no_columns,
+            dry_run=dry_run,
+            on_step=lambda what, done, total: meter.update(
+                what, done, total, f"{done:,} of {total:,}"
+            ),
+        )
+    if as_json:
+        output.print_json(output.to_json(report))
+    else:
+        _print_export(report)
+
+
+@click.command(name="import")
+@click.argument("url", required=False)
+@json_option
+@pass_app
+def import_(app: KappaLog, /, *, url: str | None, as_json: bool) -> None:
+    """Bring an archive into an empty log.
+
+    The one at URL, a folder or s3://…, or the configured one. Positions, chain,
+    offsets, ledger, failures and duplicates are as they were; read models are made
+    from them: kappa-log project.
+    """
+    with output.Meter() as meter:
+        report = app.import_archive(
+            url,
+            on_step=lambda what, done, total: meter.update(
+                what, done, total, f"{done:,} of {total:,}"
+            ),
+        )
+    if as_json:
+        output.print_json(output.to_json(report))
+        return
+    output.line(f"{output.safe(report.url)} is in the log")
+    output.print_fields(
+        [
+            ("events", report.position),
+            ("head", report.head),
+            ("sources", report.sources),
+            ("checkpoints", report.checkpoints),
+            ("duplicates", report.duplicates),
+            ("failures", report.failures),
+            ("took", output.duration(report.seconds)),
+        ],
+        indent="  ",
+    )
+    output.next_steps("kappa-log project", "kappa-log verify")
+
+
+def print_archive(report: ArchiveReport) -> None:
+    """Print what was verified of an archive."""
+    verdict = "verified" if report.ok else "NOT VERIFIED"
+    colour = "green" if report.ok else "red"
+    output.line(output.style(verdict, output.stdout(), fg=colour, bold=True))
+    output.print_fields(
+        [
+            ("archive", report.url),
+            ("files", report.files),
+            ("bytes", report.bytes),
+            ("events", report.events),
+            ("position", report.position),
+            ("head", report.head or None),
+            ("compared with the log", report.compared),
+        ],
+        indent="  ",
+    )
+    for finding in report.findings:
+        where = "" if finding.position is None else f" at position {finding.position:,}"
+        output.line(f"  {finding.what}{where}: {output.safe(finding.message)}")
+    for limit in report.limits:
+        output.say(f"Not proved: {limit}")
+
+
+def _print_export(report: ExportReport) -> None:
+    output.line(output.safe(report.url))
+    would = "would be " if report.dry_run else ""
+    output.print_fields(
+        [
+            ("position", report.position),
+            ("head", report.head),
+            (f"events {would}written", report.events),
+            (f"segments {would}written", report.segments_written),
+            (f"segments {would}kept", report.segments_kept),
+            ("bytes written", None if report.dry_run else report.bytes_written),
+            ("projections", ", ".join(report.projections) or None),
+        ],
+        indent="  ",
+    )
+    for name, count in report.nulls.items():
+        values = output.plural(count, "value")
+        output.say(f"{name}: {values} of another type became NULL.")
+    for note in report.notes:
+        output.say(f"Note: {note}.")
+    if not report.dry_run:
+        output.next_steps(
+            "kappa-log verify --archive", "kappa-log replay --from archive"
+        )
