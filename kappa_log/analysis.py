@@ -10,8 +10,10 @@ of Python, and its settings are locked. What a query makes is gone with it.
 
 from __future__ import annotations
 
+import functools
+import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import duckdb
@@ -21,9 +23,10 @@ import pyarrow.dataset as ds
 from pyarrow import fs
 from typing_extensions import override
 
-from kappa_log.errors import KappaLogError, UsageError
+from kappa_log.arrow import TYPES, array
+from kappa_log.errors import ArchiveError, KappaLogError, UsageError
 from kappa_log.events import Position
-from kappa_log.storage import builds
+from kappa_log.storage import builds, lists
 from kappa_log.storage.arrow import (
     BATCH_ROWS,
     BuildSource,
@@ -36,10 +39,15 @@ from kappa_log.storage.database import Database
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
+    from kappa_log.archive.reader import Archive
+
 MAX_SPANS = 256
 """Spans of positions that conditions are weighed against, however long the log is."""
 
 Batches = Iterator[pa.RecordBatch]
+
+Span = tuple[Position, Position]
+"""Positions (after, upto]."""
 
 
 class View(msgspec.Struct, frozen=True):
@@ -116,22 +124,30 @@ class Scan(NamedTuple):
 class Analysis:
     """A DuckDB connection over a log."""
 
-    def __init__(self, database: Database) -> None:
-        """Make the views; no event is read."""
+    def __init__(self, database: Database, archive: Archive | None = None) -> None:
+        """Make the views; no event is read.
+
+        Args:
+            database: The log.
+            archive: An archive of this log, whose files are faster to read; the
+                database gives what it lacks.
+        """
         self.connection: DuckDBPyConnection = duckdb.connect(
             config={"python_enable_replacements": False}
         )
         self.connection.execute("SET TimeZone = 'UTC'")
         self._lazy: list[Lazy] = []
-        for source in _sources(database):
+        for source in _sources(database, archive):
             self._add(source)
         self.connection.execute("SET enable_external_access = false")
         self.connection.execute("SET lock_configuration = true")
 
-    def _add(self, source: EventSource | TableSource | BuildSource) -> None:
+    def _add(
+        self, source: EventSource | ArchivedEvents | TableSource | BuildSource
+    ) -> None:
         names = [view.name for view in self.views()]
         name = source.name if source.name not in names else f"{source.name}_rows"
-        if isinstance(source, EventSource):
+        if isinstance(source, EventSource | ArchivedEvents):
             read = _reading_events(source)
         else:
             read = _reading_all(source)
@@ -173,10 +189,89 @@ class Analysis:
         return UsageError(str(error))
 
 
+class ArchivedEvents:
+    """The events of an archive's files, and past its end those of the database."""
+
+    name = EventSource.name
+    schema = EventSource.schema
+
+    def __init__(
+        self, archive: Archive, rest: EventSource, sources: Mapping[int, str]
+    ) -> None:
+        """Prepare; nothing is read.
+
+        Args:
+            archive: Of this log.
+            rest: What the archive lacks.
+            sources: Source_id → name.
+        """
+        self._archive = archive
+        self._rest = rest
+        self._sources = sources
+        self.head = rest.head
+
+    def batches(self, names: Sequence[str], spans: Iterable[Span]) -> Batches:
+        """Yield some columns of the events in spans (after, upto] of positions.
+
+        Raises:
+            ArchiveError: A file cannot be read.
+        """
+        end, found = self._archive.manifest.position, list(spans)
+        kept = [(after, min(upto, end)) for after, upto in found if after < end]
+        try:
+            yield from self._archived(names, kept)
+        except (OSError, pa.ArrowException) as error:
+            msg = f"the archive at {self._archive.store.url} cannot be read: {error}"
+            raise ArchiveError(msg) from error
+        rest = [(max(after, end), upto) for after, upto in found if upto > end]
+        yield from self._rest.batches(names, rest)
+
+    def _archived(self, names: Sequence[str], spans: Sequence[Span]) -> Batches:
+        if not spans:
+            return
+        position = ds.field("position")
+        within = [(position > a) & (position <= b) for a, b in _joined(spans)]
+        columns = ["source_id" if name == "source" else name for name in names]
+        schema = pa.schema([self.schema.field(name) for name in names])
+        for batch in self._archive.events().to_batches(
+            columns=columns, filter=functools.reduce(operator.or_, within)
+        ):
+            arrays = map(self._column, names, batch.columns)
+            yield pa.RecordBatch.from_arrays(list(arrays), schema=schema)
+
+    def _column(self, name: str, column: pa.Array) -> pa.Array:
+        """Return a column of a file as the view has it."""
+        if name == "source":
+            column = pa.array([self._sources[number] for number in column.to_pylist()])
+        elif name == "payload":
+            column = pa.ExtensionArray.from_storage(TYPES["json"], column)
+        elif name in ("headers", "message_id"):
+            kind = "hex" if name == "message_id" else name
+            column = array(kind, column.to_pylist(), is_sqlite=False)
+        return column
+
+
+def _joined(spans: Sequence[Span]) -> list[Span]:
+    """Return spans that follow each other as one."""
+    found: list[Span] = []
+    for after, upto in spans:
+        if found and found[-1][1] == after:
+            found[-1] = (found[-1][0], upto)
+        else:
+            found.append((after, upto))
+    return found
+
+
 def _sources(
-    database: Database,
-) -> Iterator[EventSource | TableSource | BuildSource]:
-    yield EventSource(database)
+    database: Database, archive: Archive | None
+) -> Iterator[EventSource | ArchivedEvents | TableSource | BuildSource]:
+    events = EventSource(database)
+    if archive is None:
+        yield events
+    else:
+        with database.read() as connection:
+            names = lists.sources(connection, database)
+        yield ArchivedEvents(archive, events, names)
     yield from small_tables(database)
     with database.read() as connection:
         found = builds.of(connection, database)
@@ -185,7 +280,7 @@ def _sources(
             yield BuildSource(database, build)
 
 
-def _reading_events(source: EventSource) -> Read:
+def _reading_events(source: EventSource | ArchivedEvents) -> Read:
     def read(names: Sequence[str], condition: Any) -> Batches:
         spans = matching_spans(condition, source.schema, source.head())
         return source.batches(names, spans)

@@ -24,7 +24,13 @@ from kappa_log.columns import Unsettled
 from kappa_log.config import Config, ListenerConfig, load_config
 from kappa_log.cursor import spans
 from kappa_log.doctor import Check, examine
-from kappa_log.errors import KappaLogError, NotFound, UsageError
+from kappa_log.errors import (
+    ArchiveDiverged,
+    ArchiveMissing,
+    KappaLogError,
+    NotFound,
+    UsageError,
+)
 from kappa_log.events import Event, Position, from_micros
 from kappa_log.failures import BulkRetry, Retried, Retrier
 from kappa_log.files import LineFile
@@ -1306,7 +1312,22 @@ class KappaLog:
         from kappa_log.analysis import Analysis
 
         self._require()
-        return Analysis(self.database)
+        return Analysis(self.database, self._own_archive())
+
+    def _own_archive(self) -> Archive | None:
+        """Return the configured archive if it is there, and as the log is now."""
+        from kappa_log.archive.export import require_same_log
+        from kappa_log.storage.transfer import erasure_epoch
+
+        try:
+            found = self.archive()
+            with self.database.read() as connection:
+                require_same_log(connection, self.database, found)
+                # What was erased since is in its files still.
+                epoch = erasure_epoch(connection, self.database)
+        except (ArchiveMissing, ArchiveDiverged):
+            return None
+        return found if found.manifest.erasure_epoch == epoch else None
 
     # --- care ---------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -127,6 +128,27 @@ def test_the_views_hold_what_the_log_holds(log: KappaLog) -> None:
     ledger = fetched(log, "FROM checkpoints ORDER BY id")
     assert sum(row["acked"] for row in ledger) == 3
     assert ledger[-1]["head"] in (None, log.head().digest)
+
+
+def test_an_archive_is_read_as_far_as_it_reaches(log: KappaLog, tmp_path: Path) -> None:
+    """Its files and the database past them are one view, with the same values."""
+    queries = [
+        "FROM events ORDER BY position",
+        "SELECT count(*) AS n, count(raw) AS r FROM events",
+        "SELECT position, message_id FROM events WHERE source LIKE 'file%' ORDER BY 1",
+        "SELECT payload->>'n' AS n FROM events WHERE position IN (2, 4) ORDER BY 1",
+    ]
+    log.export()
+    append(log, tmp_path / "more.jsonl", [{"id": "eve", "n": 9}])
+    seen = [fetched(log, query) for query in queries]
+
+    shutil.rmtree(tmp_path / "archive" / "events")
+    with pytest.raises(duckdb.Error, match="cannot be read"):
+        fetched(log, queries[0])
+    shutil.rmtree(tmp_path / "archive")
+
+    assert seen == [fetched(log, query) for query in queries]
+    assert seen[1] == [{"n": 4, "r": 0}]
 
 
 def test_the_rows_of_a_projection_are_there_by_its_name(log: KappaLog) -> None:

@@ -94,6 +94,20 @@ def test_live_rows_are_those_of_a_replay_and_of_sql(log: KappaLog) -> None:
         assert list(view.keys()) == ["entity_id", *SUMS]
 
 
+def test_it_is_replayed_from_an_archive_and_over_its_end(
+    log: KappaLog, tmp_path: Path
+) -> None:
+    """Columns come as Arrow has them from files, as Python has them past these."""
+    log.export()
+    append(log, tmp_path / "things.jsonl", objects(9, 4))
+    log.project()
+
+    report = log.replay("sums", source="archive", promote=False)
+
+    assert (report.events, report.changed) == (69, 0)
+    assert exact(rows(log, "sums", report.build)) == exact(rows(log, "sums"))
+
+
 def test_it_is_replayed_from_a_start_promoted_undone_explained_and_verified(
     log: KappaLog, tmp_path: Path
 ) -> None:
