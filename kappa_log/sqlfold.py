@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
-PAGES_AT_ONCE = 10
+PAGES_AT_ONCE = 50
 """Pages that are read together: in Arrow, they need not fit a processor's cache."""
 
 WAITING_BYTES = 64 * 2**20

@@ -116,6 +116,7 @@ class _Group:
         self._positions = positions
         self._columns: dict[str, pa.Array] = {}
         self._texts: dict[str, list[Any]] = {}
+        self._plain: dict[str, pa.Array] = {}
 
     @cached_property
     def _arrow_positions(self) -> pa.Array:
@@ -159,9 +160,12 @@ class _Group:
             return pa.nulls(0, EVENTS.field(name).type)
         if name == "position":
             return self._arrow_positions.slice(start, stop - start)
-        column = self._columns[name].slice(start, stop - start)
-        is_repeated = pa.types.is_dictionary(column.type)
-        return column.cast(pa.string()) if is_repeated else column
+        column = self._columns[name]
+        if pa.types.is_dictionary(column.type):
+            column = self._plain.get(name)
+            if column is None:
+                column = self._plain[name] = self._columns[name].cast(pa.string())
+        return column.slice(start, stop - start)
 
     def _repeated(
         self, name: str, column: pa.DictionaryArray, start: int, stop: int
