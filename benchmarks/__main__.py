@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.shop import write_lines
 
-TARGETS = {"ingest": 0.6, "replay": 0.8}
+TARGETS = {"ingest": 0.6, "replay": 0.8, "archive": 0.8}
 STARTS = 7
 
 
@@ -56,11 +56,39 @@ def _measure(kind: str, databases: Iterator[str], folder: Path, chosen: Any) -> 
             for _ in range(runs)
         ]
         costs["replay"].append(_report(kind, "replay", events, pairs))
+        if times == 1:
+            _measure_archive(kind, url, databases, (folder, events, runs))
     for work, measured in costs.items():
         if len(measured) > 1:
             growth = measured[1] / measured[0]
             at = f"cost an event at {chosen.growth} x"
             print(f"{kind:11} {work:7} {at}: {growth:.2f}")
+
+
+def _measure_archive(
+    kind: str, url: str, databases: Iterator[str], size: tuple[Path, int, int]
+) -> None:
+    """Export, verify, import; replay from the archive against a bare loop over it."""
+    folder, events, runs = size
+    archive = folder / f"archive-{kind}-{events}"
+    done = {
+        "export": _work("export", url, archive),
+        "verify": _work("verify_archive", url, archive),
+        "import": _work("import_archive", next(databases), archive),
+    }
+    stored = sum(p.stat().st_size for p in archive.glob("events/*/*.parquet"))
+    said = "  ".join(f"{n} {events / d['seconds']:,.0f}/s" for n, d in done.items())
+    peak = max(d["peak_mb"] for d in done.values())
+    print(
+        f"{kind:11} archive {events:>9,} events  {said}  peak {peak:.0f} MB  "
+        f"{stored / events:.0f} bytes an event",
+        flush=True,
+    )
+    pairs = [
+        (_work("ours_archive", url, archive), _work("bare_archive", url, archive))
+        for _ in range(runs)
+    ]
+    _report(kind, "archive", events, pairs)
 
 
 def _report(kind: str, work: str, events: int, pairs: list[tuple[Any, Any]]) -> float:

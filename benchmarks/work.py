@@ -35,9 +35,10 @@ FIELDS = FieldOptions(entity_id="customer", event_time="time", event_type="type"
 PAGE = 10_000
 
 
-def open_log(url: str) -> KappaLog:
+def open_log(url: str, archive: str = "archive") -> KappaLog:
     """Return a log with the benchmark's projection, created if need be."""
-    app = KappaLog(url, config=load_config(Path("/")), projections=[totals])
+    config = load_config(Path("/"), {"archive.url": archive})
+    app = KappaLog(url, config=config, projections=[totals])
     app.create_database()
     return app
 
@@ -101,7 +102,12 @@ def ours_replay(url: str, _: str) -> tuple[float, int]:
 def bare_replay(url: str, _: str) -> tuple[float, int]:
     """Read payloads by position, fold in a dict, write the rows once at the end."""
     app = open_log(url)
-    database = app.database
+    return _bare_fold(app.database, _payloads(app.database))
+
+
+def _bare_fold(
+    database: Database, payloads: Iterator[tuple[str, str]]
+) -> tuple[float, int]:
     count = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
     money: Any = sa.Double().with_variant(sa.REAL(), "sqlite")
     table = sa.Table(
@@ -119,7 +125,7 @@ def bare_replay(url: str, _: str) -> tuple[float, int]:
     states: dict[str, Total] = {}
     decode = msgspec.json.Decoder().decode
     events = 0
-    for entity, text in _payloads(database):
+    for entity, text in payloads:
         state = states.get(entity) or Total()
         payload = decode(text)
         states[entity] = Total(state.orders + 1, state.amount + payload["amount"])
@@ -144,11 +150,68 @@ def _payloads(database: Database) -> Iterator[tuple[str, str]]:
             yield from page
 
 
+# --- the archive ------------------------------------------------------------------
+
+
+def export(url: str, folder: str) -> tuple[float, int]:
+    """Write all of the log as Parquet."""
+    app = open_log(url)
+    started = time.perf_counter()
+    report = app.export(folder)
+    return time.perf_counter() - started, report.events
+
+
+def verify_archive(url: str, folder: str) -> tuple[float, int]:
+    """Prove all of the archive."""
+    app = open_log(url)
+    started = time.perf_counter()
+    report = app.verify_archive(folder)
+    assert report.ok, report.findings
+    return time.perf_counter() - started, report.events
+
+
+def import_archive(url: str, folder: str) -> tuple[float, int]:
+    """Bring the archive into an empty log."""
+    app = open_log(url)
+    started = time.perf_counter()
+    report = app.import_archive(folder)
+    return time.perf_counter() - started, report.position
+
+
+def ours_archive(url: str, folder: str) -> tuple[float, int]:
+    """Replay from the archive by the engine."""
+    app = open_log(url, archive=folder)
+    report = app.replay("totals", promote=False, source="archive")
+    assert report.build is not None
+    app.drop_build("totals", report.build)
+    return report.seconds, report.events
+
+
+def bare_archive(url: str, folder: str) -> tuple[float, int]:
+    """Read the same files batch by batch, fold in a dict, write the rows at the end."""
+    return _bare_fold(open_log(url).database, _archived(Path(folder)))
+
+
+def _archived(folder: Path) -> Iterator[tuple[str, str]]:
+    import pyarrow.parquet as pq
+
+    for path in sorted(folder.glob("events/*/*.parquet")):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(PAGE, columns=["entity_id", "payload"]):
+                entities, payloads = (column.to_pylist() for column in batch.columns)
+                yield from zip(entities, payloads, strict=True)
+
+
 WORK: dict[str, Callable[[str, str], tuple[float, int]]] = {
     "ours_ingest": ours_ingest,
     "bare_ingest": bare_ingest,
     "ours_replay": ours_replay,
     "bare_replay": bare_replay,
+    "export": export,
+    "verify_archive": verify_archive,
+    "import_archive": import_archive,
+    "ours_archive": ours_archive,
+    "bare_archive": bare_archive,
 }
 
 

@@ -247,7 +247,7 @@ class Exporter:
         gone = [p for p in self._store.sizes() if _OURS.fullmatch(p) and p not in named]
         for path in gone:
             self._store.delete(path)
-        return len(gone)
+        return len([path for path in gone if path != JOURNAL])
 
     def _put(self, path: str, data: bytes) -> None:
         with self._store.writing() as sink:

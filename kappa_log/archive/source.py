@@ -118,13 +118,6 @@ class _Group:
         self._texts: dict[str, list[Any]] = {}
         self._plain: dict[str, pa.Array] = {}
 
-    @cached_property
-    def _arrow_positions(self) -> pa.Array:
-        data = array("q", self._positions)
-        return pa.Array.from_buffers(
-            pa.int64(), len(data), [None, pa.py_buffer(data.tobytes())]
-        )
-
     def bounds(self, after: Position, upto: Position) -> tuple[int, int]:
         """Return from which to which of its events a page reaches."""
         return (
@@ -166,6 +159,12 @@ class _Group:
             if column is None:
                 column = self._plain[name] = self._columns[name].cast(pa.string())
         return column.slice(start, stop - start)
+
+    @cached_property
+    def _arrow_positions(self) -> pa.Array:
+        data = array("q", self._positions).tobytes()
+        buffers = [None, pa.py_buffer(data)]
+        return pa.Array.from_buffers(pa.int64(), len(self._positions), buffers)
 
     def _repeated(
         self, name: str, column: pa.DictionaryArray, start: int, stop: int
@@ -344,7 +343,9 @@ def _merged(pages: Sequence[EventPage]) -> EventPage:
 
     def arrow(name: str) -> pa.ChunkedArray | None:
         parts = [page.arrow(name) for page in pages]
-        return None if None in parts else pa.chunked_array(parts)
+        if any(part is None for part in parts):
+            return None
+        return pa.chunked_array(parts)
 
     return EventPage({}, load, join, arrow)
 

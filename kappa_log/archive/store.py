@@ -142,18 +142,17 @@ class Store:
 
     def _check(self, file: File, copy: BinaryIO | None) -> None:
         digest, size = blake2b(digest_size=32), 0
-        try:
-            with (
-                self._translating(file.path),
-                self.files.open_input_stream(file.path, buffer_size=0) as stream,
-            ):
+        with self._translating(file.path):
+            try:
+                stream = self.files.open_input_stream(file.path, buffer_size=0)
+            except FileNotFoundError:
+                raise self.damaged(file.path, "it is missing") from None
+            with stream:
                 while chunk := stream.read(CHUNK):
                     digest.update(chunk)
                     size += len(chunk)
                     if copy is not None:
                         copy.write(chunk)
-        except FileNotFoundError:
-            raise self.damaged(file.path, "it is missing") from None
         if digest.hexdigest() != file.blake2b:
             why = f"it has {size:,} bytes" if size != file.bytes else "its hash differs"
             raise self.damaged(file.path, f"it is not what was written: {why}")
@@ -166,7 +165,7 @@ class Store:
     def sizes(self) -> dict[str, int]:
         """Return path → bytes of all files that are there."""
         chosen = fs.FileSelector("", allow_not_found=True, recursive=True)
-        with self._translating("its files"):
+        with self._translating("while listing"):
             found = self.files.get_file_info(chosen)
         return {one.path: one.size for one in found if one.type == fs.FileType.File}
 
@@ -179,7 +178,7 @@ class Store:
         Raises:
             ArchiveError: It cannot be written; nothing of it is there.
         """
-        with self._translating("a file"), self._temporary() as (file, name):
+        with self._translating("while writing"), self._temporary() as (file, name):
             sink = Sink(file)
             yield sink
             file.flush()
@@ -203,8 +202,7 @@ class Store:
             with os.fdopen(handle, "w+b") as file:
                 yield file, Path(name)
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                Path(name).unlink()
+            Path(name).unlink(missing_ok=True)
 
     def _put(self, temporary: Path, path: Path) -> None:
         """Rename a file to its name, so that it stays there through a power loss."""
@@ -232,11 +230,9 @@ class Store:
     def _translating(self, what: str) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
-            raise
         except (OSError, pa.ArrowException) as error:
             msg = (
-                f"the archive at {self.url} cannot be used ({what}): {_why(error)}. "
+                f"the archive at {self.url} cannot be used: {_why(error)} ({what}). "
                 "What it held before is still whole"
             )
             raise ArchiveError(msg) from error

@@ -201,5 +201,11 @@ def _writer(
     sink: Sink, schema: pa.Schema, options: dict[str, Any]
 ) -> Iterator[_Writer]:
     file = pq.ParquetWriter(pa.PythonFile(sink, "w"), schema, **options)
-    with ThreadPoolExecutor(1, "parquet") as thread:
-        yield _Writer(file, thread)
+    try:
+        with ThreadPoolExecutor(1, "parquet") as thread:
+            yield _Writer(file, thread)
+    except BaseException:
+        # Or it would write its end when it is collected, into what is gone by then.
+        with contextlib.suppress(Exception):
+            file.close()
+        raise

@@ -54,6 +54,10 @@ class Worker:
             if self._process.stdout.readline().strip() != "progress":
                 return
 
+    def died(self) -> int:
+        """Wait for its end and return its code."""
+        return self._process.wait()
+
     def kill(self) -> bool:
         """Kill it where it stands; tell whether it was still at work."""
         self._process.kill()

@@ -10,6 +10,8 @@ With ``pause`` it prints ``paused`` at its first progress and waits for a line; 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -82,8 +84,41 @@ def _resume(app: KappaLog, task: dict[str, Any]) -> Any:
     return {"outcome": done.outcome}
 
 
+def _export(app: KappaLog, task: dict[str, Any]) -> Any:
+    die_before_file(task.get("die_at"))
+    done = app.export()
+    return {"position": done.position, "segments_written": done.segments_written}
+
+
+def _import(app: KappaLog, task: dict[str, Any]) -> Any:
+    from kappa_log.archive import bring
+
+    bring.SLICE = 200
+    show = _pausing(task)
+    done = app.import_archive(task["archive"], on_step=lambda *step: show(step))
+    return {"position": done.position, "head": done.head}
+
+
+def die_before_file(number: int | None) -> None:
+    """Die when so many files are in their place and the next is about to be."""
+    from kappa_log.archive.store import Store
+
+    put, left = Store._put, [number]  # noqa: SLF001 - a place to die at
+
+    def dying(self: Store, temporary: Path, path: Path) -> None:
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if left[0] is not None:
+            left[0] -= 1
+        put(self, temporary, path)
+
+    Store._put = dying  # type: ignore[method-assign]  # noqa: SLF001
+
+
 WORK = {
     "ingest": _ingest,
+    "export": _export,
+    "import": _import,
     "project": _project,
     "replay": _replay,
     "resume": _resume,

@@ -1,0 +1,268 @@
+"""The archive from the command line: what is printed, how it ends; and on S3."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow.fs import FileSystem
+
+from kappa_log.cli import run
+from support.archives import files
+
+BIKES = """
+import msgspec
+from kappa_log import Event, projection
+
+
+class Ride(msgspec.Struct):
+    bike: str
+    km: float
+    n: int
+
+
+@projection(topics=["rides"], version=1, payload=Ride)
+def bikes(state: float | None, event: Event) -> float:
+    return (state or 0.0) + event.payload.km
+
+
+@projection(topics=["rides"], version=1)
+def plain(state: int | None, event: Event) -> int:
+    return (state or 0) + 1
+"""
+
+Type = Callable[..., Any]
+
+
+@pytest.fixture
+def typed(
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Type:
+    """Return a function that types a command in a folder with a small log.
+
+    It returns what was printed, as JSON if that was asked for, or the error.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("KAPPA_LOG__DATABASE__URL", database_url)
+    (tmp_path / "kappa_log.toml").write_text("")
+    (tmp_path / "projections").mkdir()
+    (tmp_path / "projections" / "bikes.py").write_text(BIKES)
+
+    def type_(*arguments: str, code: int = 0) -> Any:
+        capsys.readouterr()
+        ended = run(list(arguments))
+        said = capsys.readouterr()
+        assert ended == code, said.out + said.err
+        assert "Traceback" not in said.err
+        if "--json" in arguments and not said.err.startswith("Error"):
+            return json.loads(said.out)
+        return said.out if code == 0 else said.out + said.err
+
+    type_("db", "create")
+    ride(tmp_path, 40)
+    type_("ingest", "rides.jsonl", "--topic=rides", "--entity-id=bike")
+    return type_
+
+
+def ride(folder: Path, upto: int) -> None:
+    """Write the first rides to a file of lines."""
+    lines = [
+        json.dumps({"bike": f"b{n % 5}", "km": n / 2, "n": n}) for n in range(upto)
+    ]
+    (folder / "rides.jsonl").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def other_url(request: pytest.FixtureRequest, database_url: str) -> str:
+    """URL of an empty database of the other kind."""
+    is_sqlite = database_url.startswith("sqlite")
+    name = "postgresql_url" if is_sqlite else "sqlite_url"
+    return str(request.getfixturevalue(name))
+
+
+def test_the_archive_goes_round(typed: Type, tmp_path: Path, other_url: str) -> None:
+    """Export, verify, replay from it, import into another database, verify there."""
+    typed("project")
+    planned = typed("export", "--dry-run", "--json")
+    assert (planned["events"], (tmp_path / "archive").exists()) == (40, False)
+    done = typed("export", "--json")
+    ride(tmp_path, 60)
+    typed("ingest", "rides.jsonl", "--topic=rides", "--entity-id=bike")
+
+    proved = typed("verify", "--archive", "--json")
+    replayed = typed("replay", "bikes", "--from", "archive", "--json")
+    brought = typed("--url", other_url, "import", "--json")
+    alone = typed("--url", other_url, "verify", "--archive", "archive")
+    said = typed("export")
+
+    assert (done["events"], done["projections"]) == (40, ["bikes", "plain"])
+    assert (proved["ok"], proved["compared"], proved["events"]) == (True, True, 40)
+    assert (replayed["events"], replayed["to_position"]) == (60, 60)
+    assert (brought["position"], brought["head"]) == (40, done["head"])
+    assert "compared with the log  yes" in alone
+    assert "events written    60" in said
+    assert "verified" in typed("--url", other_url, "verify")
+
+
+def test_an_archive_is_verified_without_a_log(
+    typed: Type, other_url: str, tmp_path: Path
+) -> None:
+    """It is what is left when the database is gone; what was changed is named."""
+    typed("export", "--to", "elsewhere")
+
+    alone = typed("--url", other_url, "verify", "--archive", "elsewhere", "--json")
+    assert (alone["ok"], alone["compared"]) == (True, False)
+    assert "no log to compare with" in alone["limits"][0]
+    (segment,) = (tmp_path / "elsewhere").glob("events/*/*.parquet")
+    segment.write_bytes(segment.read_bytes()[:-9])
+    said = typed("verify", "--archive", "elsewhere", code=4)
+    assert "NOT VERIFIED" in said
+    assert f"{segment.relative_to(tmp_path / 'elsewhere')}" in said
+    assert "is not what was written" in typed(
+        "--url", other_url, "import", "elsewhere", code=4
+    )
+
+
+def test_columns_are_declared_one_by_one_or_by_a_projection(
+    typed: Type, tmp_path: Path
+) -> None:
+    """By their types' names here, in Arrow or in SQL; what is none is refused."""
+    typed("export", "--columns", "rides.km:double", "--columns", "rides.n:int64")
+    first = files(tmp_path / "archive")
+    typed("export", "--no-columns")
+    assert files(tmp_path / "archive") != first
+    typed("export", "--columns-of", "bikes", "--columns", "rides.n:bigint")
+    manifest = json.loads(files(tmp_path / "archive")["manifest.json"])
+    assert [(c["name"], c["type"]) for c in manifest["columns"]] == [
+        *(("rides.bike", "str"), ("rides.km", "float"), ("rides.n", "int"))
+    ]
+
+    for declared in ("rides:int", "rides.:int", "rides.n", "walks.n:int", "x"):
+        said = typed("export", "--columns", declared, code=2)
+        assert "TOPIC.FIELD:TYPE" in said
+        assert "rides" in said
+    assert "none of int" in typed("export", "--columns", "rides.n:number", code=2)
+    assert "declares no payload=" in typed("export", "--columns-of=plain", code=2)
+    assert "not registered" in typed("export", "--columns-of=nobody", code=2)
+    twice = ("--columns-of=bikes", "--columns=rides.n:str")
+    assert "declared" in typed("export", *twice, code=2)
+    assert "no other columns" in typed("export", "--no-columns", *twice, code=2)
+
+
+def test_what_cannot_be_an_archive_is_said(
+    typed: Type, tmp_path: Path, other_url: str
+) -> None:
+    """Each with its exit code, and nothing is left of it."""
+    (tmp_path / "file").write_text("mine")
+    assert "is a file" in typed("export", "--to", "file", code=2)
+    assert "cannot be used" in typed("export", "--to", "file/below", code=69)
+    assert "cannot be used" in typed("export", "--to", "/proc/nothing", code=69)
+    assert "s3://BUCKET" in typed("export", "--to", "gopher://x/y", code=2)
+    assert "no archive at nowhere" in typed("verify", "--archive", "nowhere", code=69)
+    assert "no archive" in typed("--url", other_url, "import", "nowhere", code=69)
+    assert "kappa-log export" in typed("replay", "bikes", "--from=archive", code=69)
+    assert "no head" in typed("verify", "--archive=x", "bikes", code=2)
+
+    typed("export")
+    before = files(tmp_path / "archive")
+    assert "is not empty" in typed("import", code=2)
+    typed("--url", other_url, "db", "create")
+    assert "ends at 0" in typed("--url", other_url, "export", code=65)
+    shutil.copy("rides.jsonl", "more.jsonl")
+    for name in ("rides.jsonl", "more.jsonl"):
+        typed(
+            *("--url", other_url, "ingest", name, "--topic=rides"),
+            *("--dedupe=offset", "--entity-id=bike"),
+        )
+    said = typed("--url", other_url, "replay", "bikes", "--from=archive", code=65)
+    assert "another log" in said
+    manifest = tmp_path / "archive" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 9'))
+    assert "has layout 9" in typed("export", code=78)
+    manifest.write_text("{")
+    assert "manifest.json" in typed("export", code=4)
+    manifest.write_bytes(before["manifest.json"])
+    assert files(tmp_path / "archive") == before
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# --- S3 ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address of a folder in an S3 of this process."""
+    from moto.server import ThreadedMotoServer
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    try:
+        _, port = server.get_host_and_port()
+        url = (
+            f"s3://bucket/logs/mine?scheme=http&endpoint_override=127.0.0.1:{port}"
+            "&region=us-east-1&allow_bucket_creation=true"
+        )
+        FileSystem.from_uri(url)[0].create_dir("bucket")
+        yield url
+    finally:
+        server.stop()
+
+
+def test_the_archive_may_be_in_an_object_store(
+    bucket: str, sqlite_url: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """The same files as on a disk, read and written the same way."""
+    from support.archives import (
+        by_topic,
+        contents,
+        everything,
+        fill,
+        open_full,
+        states,
+    )
+
+    with open_full(sqlite_url, tmp_path) as app:
+        fill(app, rounds=1)
+        app.project()
+        with pytest.raises(Exception, match="no archive"):
+            app.archive(bucket)
+        app.export(bucket)
+        fill(app, rounds=1, begin=1)
+        app.project()
+        app.export(bucket)
+        app.export()
+        archive = app.archive(bucket)
+        system = archive.store.files
+        there = {
+            path: system.open_input_stream(path).read()
+            for path in archive.store.sizes()
+        }
+        assert there == files(tmp_path / "archive")
+        assert app.verify_archive(bucket).findings == []
+        assert archive.events().count_rows() == app.head().position
+        rows = states(app, [everything, by_topic])
+
+        app.config.archive.__dict__["url"] = bucket
+        app.replay("everything", source="archive")
+        assert states(app, [everything, by_topic]) == rows
+        with open_full(
+            request.getfixturevalue("postgresql_url"), tmp_path / "archive"
+        ) as other:
+            other.import_archive(bucket)
+            assert contents(other) == contents(app)
+        path = archive.manifest.segments[1].path
+        with system.open_output_stream(path) as out:
+            out.write(there[path][:-1] + b"!")
+        (finding,) = app.verify_archive(bucket).findings
+        assert finding.what == path
