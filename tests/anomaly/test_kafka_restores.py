@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -10,13 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from confluent_kafka import Consumer, TopicPartition
 
+from support import untraced
 from support.history import Place
 from support.kafka_process import ANSWER_SECONDS
 from support.kafka_world import SCALE, World, Worlds, made_records
@@ -247,12 +246,10 @@ def test_a_consumer_that_knows_topics_by_name_is_found_out(world: World) -> None
 
 def command(world: World, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the command line over a world."""
-    root = Path(__file__).parents[2]
-    paths = [str(root), str(root / "tests")]
     return subprocess.run(
         [sys.executable, "-m", "kappa_log", *words],
         cwd=world.written(),
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        env=untraced(),
         capture_output=True,
         text=True,
         timeout=ANSWER_SECONDS,

@@ -682,7 +682,9 @@ def test_a_storm_of_one_failure_is_borne(world: Poisoned) -> None:
     assert world.app.count_failures() == storm
     assert world.app.count_failures(fingerprint=group.fingerprint) == 15_005
     assert len(world.app.failures(limit=50)) == 50
-    assert megabytes[-1] < megabytes[1] + 50, megabytes
+    # SQLite's page cache may fill up to its 64 MB meanwhile.
+    cache = 64 if world.app.database.is_sqlite else 0
+    assert megabytes[-1] < megabytes[1] + 50 + cache, megabytes
     world.fix()
     assert world.app.retry_failures(ids=(2, 3, 4)).acked == 3
     world.check()

@@ -106,6 +106,7 @@ OFTEN: dict[Api, int] = {
     Api.JOIN_GROUP: KafkaError.REBALANCE_IN_PROGRESS,
     Api.SYNC_GROUP: KafkaError.REBALANCE_IN_PROGRESS,
     Api.LIST_OFFSETS: KafkaError.ILLEGAL_GENERATION,
+    Api.FIND_COORDINATOR: KafkaError.NOT_COORDINATOR,
 }
 """Requests, and the answer to a heartbeat that makes a consumer send one; 0: none."""
 
@@ -162,7 +163,11 @@ def test_a_commit_of_kafkas_own_offsets_may_fail(world: World) -> None:
     world.check()
 
 
-@pytest.mark.parametrize("api", [Api.FIND_COORDINATOR, Api.JOIN_GROUP, Api.SYNC_GROUP])
+@pytest.mark.parametrize(
+    "api",
+    [Api.FIND_COORDINATOR, Api.JOIN_GROUP, Api.SYNC_GROUP, Api.METADATA],
+    ids=lambda api: api.name,
+)
 def test_a_consumer_begins_in_spite_of_errors(world: World, api: Api) -> None:
     """Clusters that are just starting answer so."""
     world.broker.fail(
@@ -221,6 +226,30 @@ def test_an_error_that_does_not_pass_ends_it(
         running.wait_for(lambda: False, "the end")
 
     world.broker.forgive(api)
+    world.shop.consume()
+    world.check()
+
+
+@pytest.mark.parametrize(
+    "api",
+    [Api.JOIN_GROUP, Api.SYNC_GROUP, Api.HEARTBEAT, Api.OFFSET_COMMIT],
+    ids=lambda api: api.name,
+)
+def test_a_static_member_that_is_fenced_ends(world: World, api: Api) -> None:
+    """Another process has its name; in a process of its own, since the client of one
+    that was fenced cannot be closed.
+    """
+    world.shop.configure(kafka=KAFKA | {"group.instance.id": "one"})
+    world.shop.app.create_database()
+    world.produce()
+    world.broker.fail(api, *[KafkaError.FENCED_INSTANCE_ID] * 10)
+
+    with world.shop.started("consume") as command:
+        assert command.end(60) == 69
+        assert "Static consumer fenced by other" in command.err
+
+    world.broker.forgive(api)
+    world.shop.configure(kafka=KAFKA)
     world.shop.consume()
     world.check()
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Self
 
-import kappa_log
+from support import untraced
 from support.kafka_process import wait_for
 
 SECONDS = 60
@@ -24,10 +24,6 @@ class Nest:
     def __init__(self) -> None:
         """Start it; it imports everything while the test prepares."""
         self._control, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
-        paths = [
-            str(Path(kappa_log.__file__).parents[1]),
-            str(Path(__file__).parents[1]),
-        ]
         with theirs:
             number = theirs.fileno()
             self._process = subprocess.Popen(
@@ -36,7 +32,7 @@ class Nest:
                     "-c",
                     f"from support.kafka_worker import nest; nest({number})",
                 ],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+                env=untraced(),
                 stdin=subprocess.DEVNULL,
                 pass_fds=[number],
             )

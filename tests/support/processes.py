@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Self
 
-import kappa_log
+from support import untraced
 
 HERE = Path(__file__).parent
 
@@ -20,10 +19,9 @@ class Worker:
 
     def __init__(self, **task: Any) -> None:
         """Start it, and wait until it begins."""
-        paths = [str(Path(kappa_log.__file__).parents[1]), str(HERE.parent)]
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "worker.py"), json.dumps(task)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            env=untraced(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

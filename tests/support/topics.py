@@ -145,8 +145,11 @@ class Shop:
 
     @property
     def calls(self) -> list[Any]:
-        """The metadata of each record that the handler was given."""
-        found: list[Any] = sys.modules[self._module].CALLS
+        """The metadata of each record that the handler was given.
+
+        None while another thread is still importing it.
+        """
+        found: list[Any] = getattr(sys.modules.get(self._module), "CALLS", [])
         return found
 
     def want(self, **changed: str) -> None:
