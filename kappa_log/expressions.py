@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -228,7 +229,7 @@ def _typed(sql: str) -> tuple[str, str]:
     import duckdb
 
     try:
-        rows = _scratch().execute(f"DESCRIBE SELECT {sql} FROM events").fetchall()  # noqa: S608 - DuckDB wrote it
+        rows = _answers(f"DESCRIBE SELECT {sql} FROM events")  # noqa: S608 - DuckDB wrote it
     except duckdb.Error as error:
         msg = f"{sql!r}: {error}"
         raise RegistrationError(msg) from None
@@ -242,19 +243,24 @@ def _typed(sql: str) -> tuple[str, str]:
 
 
 def _asked(query: str, value: str) -> str:
-    ((found,),) = _scratch().execute(query, [value]).fetchall()
+    ((found,),) = _answers(query, value)
     return str(found)
+
+
+def _answers(query: str, *values: str) -> list[Any]:
+    with _asking:
+        return _scratch().execute(query, list(values)).fetchall()
+
+
+_asking = threading.RLock()
+"""One question at a time: threads may import projections, and a connection is one's."""
 
 
 @functools.cache
 def _functions() -> tuple[frozenset[str], frozenset[str]]:
     """Return the names of aggregates, and of functions that are never pure."""
-    rows = (
-        _scratch()
-        .execute(
-            "SELECT function_name, function_type, stability FROM duckdb_functions()"
-        )
-        .fetchall()
+    rows = _answers(
+        "SELECT function_name, function_type, stability FROM duckdb_functions()"
     )
     aggregates = {name for name, kind, _ in rows if kind == "aggregate"}
     pure = {name for name, _, stable in rows if stable == "CONSISTENT"}

@@ -268,6 +268,15 @@ class SqlFolding(Folding):
             duck.register("wanted", self._sql.key_table(rows))
         return duck
 
+    @functools.cached_property
+    def _single(self) -> SqlFolding:
+        return SqlFolding(self._fold, keys=ONE_KEY)
+
+    def forget(self) -> None:
+        """Drop all states, and what waits to be folded into them."""
+        self._waiting.clear()
+        self._rows("DELETE FROM states")
+
     @override
     def __len__(self) -> int:
         return self._number("SELECT count(*) FROM states")
@@ -319,8 +328,6 @@ class SqlFolding(Folding):
         Raises:
             _Refused: An expression fails, or comes to what no column holds.
         """
-        import duckdb
-
         duck, sql = self._duck, self._sql
         duck.register("page", table)
         try:
@@ -331,7 +338,7 @@ class SqlFolding(Folding):
                 self.adopt(self._load([self._keys.shape.build(r) for r in missing]))
             self._rows(sql.merged)
             self._refuse(sql.unfit_field, "merged", "its new state")
-        except duckdb.Error as error:
+        except _faults() as error:
             raise _Refused(_first_line(error)) from error
 
     def _refuse(self, why: str, table: str, what: str) -> None:
@@ -394,7 +401,8 @@ class SqlFolding(Folding):
 
     @override
     def after(self, key: Any, state: Any, event: Event) -> Any:
-        single = SqlFolding(self._fold, keys=ONE_KEY)
+        single = self._single
+        single.forget()
         if state is not None:
             single.adopt({0: state})
         try:
@@ -409,13 +417,11 @@ class SqlFolding(Folding):
         Raises:
             ProjectionError: The key of an event cannot be computed, or be a key.
         """
-        import duckdb
-
         table = _table_of(page, self._fold.names)
         self._duck.register("page", table)
         try:
             rows = self._rows(self._sql.keys_in_order)
-        except duckdb.Error as error:
+        except _faults() as error:
             refused = _Refused(_first_line(error))
             raise self._first_failure(table, refused) from error
         shape = self._keys.shape
@@ -685,6 +691,13 @@ def _annotation(column: Merged) -> Any:
     if column.function == "count":
         return int
     return Any if column.kind == "json" else _PYTHON[column.kind] | None
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """Return DuckDB's errors that data is to blame for; not a lack of memory."""
+    import duckdb
+
+    return duckdb.DataError, duckdb.ProgrammingError, duckdb.NotSupportedError
 
 
 def _first_line(error: Exception) -> str:
