@@ -1,5 +1,5 @@
 # Needs Python 3.11 or newer and make; the rest is installed into .venv.
-# Appended where they say: DEMO_ARGS, TEST_ARGS, BENCH_ARGS; JOBS test processes.
+# Appended where they say: DEMO_ARGS, NOTEBOOK_ARGS, TEST_ARGS, BENCH_ARGS; JOBS test processes.
 BIN := .venv/bin
 JOBS ?= 2
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -7,13 +7,16 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos check wheel bench fmt clean
+.PHONY: help demo notebooks test chaos check wheel bench fmt clean
 
 help: ## Print this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 demo: .venv/run ## Orders into a log, projections replayed and promoted, in a folder of its own
 	$(BIN)/kappa-log demo $(DEMO_ARGS)
+
+notebooks: .venv/notebooks ## Open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks $(NOTEBOOK_ARGS)
 
 test: .venv/dev ## All tests, on SQLite and on a real PostgreSQL, with coverage
 	$(BIN)/python -m pytest --cov --numprocesses=$(JOBS) --dist=worksteal $(TEST_ARGS)
@@ -48,6 +51,10 @@ clean: ## Remove the environment and what the tools left
 .venv/run: .venv/made pyproject.toml
 	$(PIP_INSTALL) --editable .
 	@touch $@
+
+.venv/notebooks: .venv/made pyproject.toml
+	$(PIP_INSTALL) --editable '.[notebooks]'
+	@touch .venv/run $@
 
 .venv/dev: .venv/made pyproject.toml
 	$(PIP_INSTALL) --editable '.[dev]'

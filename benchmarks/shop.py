@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kappa_log import Event, projection
+from kappa_log import Event, projection, sql_projection
 
 TOPIC = "bench"
 KEYS = 50_000
@@ -27,6 +27,15 @@ def totals(state: Total | None, event: Event) -> Total:
     """Count orders and amounts."""
     state = state or Total()
     return Total(state.orders + 1, state.amount + event.payload["amount"])
+
+
+sql_totals = sql_projection(
+    name="sql_totals",
+    version=1,
+    topics=[TOPIC],
+    columns={"orders": "count(*)", "amount": "sum((payload->>'amount')::DOUBLE)"},
+)
+"""The same by SQL."""
 
 
 def lines(events: int) -> Iterator[str]:

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from benchmarks.shop import TOPIC, Total, totals
+from benchmarks.shop import TOPIC, Total, sql_totals, totals
 from kappa_log import FieldOptions, KappaLog
 from kappa_log.config import load_config
 from kappa_log.events import to_micros
@@ -38,7 +38,7 @@ PAGE = 10_000
 def open_log(url: str, archive: str = "archive") -> KappaLog:
     """Return a log with the benchmark's projection, created if need be."""
     config = load_config(Path("/"), {"archive.url": archive})
-    app = KappaLog(url, config=config, projections=[totals])
+    app = KappaLog(url, config=config, projections=[totals, sql_totals])
     app.create_database()
     return app
 
@@ -108,6 +108,23 @@ def bare_replay(url: str, _: str) -> tuple[float, int]:
 def _bare_fold(
     database: Database, payloads: Iterator[tuple[str, str]]
 ) -> tuple[float, int]:
+    table = _bare_table(database)
+    started = time.perf_counter()
+    states: dict[str, Total] = {}
+    decode = msgspec.json.Decoder().decode
+    events = 0
+    for entity, text in payloads:
+        state = states.get(entity) or Total()
+        payload = decode(text)
+        states[entity] = Total(state.orders + 1, state.amount + payload["amount"])
+        events += 1
+    rows = [(key, s.orders, s.amount) for key, s in sorted(states.items())]
+    _write_bare(database, table, rows)
+    return time.perf_counter() - started, events
+
+
+def _bare_table(database: Database) -> sa.Table:
+    """Make the table that the bare loops fill, anew."""
     count = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
     money: Any = sa.Double().with_variant(sa.REAL(), "sqlite")
     table = sa.Table(
@@ -121,19 +138,12 @@ def _bare_fold(
     with database.write() as connection:
         table.drop(connection, checkfirst=True)
         table.create(connection)
-    started = time.perf_counter()
-    states: dict[str, Total] = {}
-    decode = msgspec.json.Decoder().decode
-    events = 0
-    for entity, text in payloads:
-        state = states.get(entity) or Total()
-        payload = decode(text)
-        states[entity] = Total(state.orders + 1, state.amount + payload["amount"])
-        events += 1
+    return table
+
+
+def _write_bare(database: Database, table: sa.Table, rows: list[Any]) -> None:
     with database.write() as connection:
-        rows = [(key, s.orders, s.amount) for key, s in sorted(states.items())]
         insert_rows(connection, table, ("entity_id", "orders", "amount"), rows)
-    return time.perf_counter() - started, events
 
 
 def _payloads(database: Database) -> Iterator[tuple[str, str]]:
@@ -192,6 +202,30 @@ def bare_archive(url: str, folder: str) -> tuple[float, int]:
     return _bare_fold(open_log(url).database, _archived(Path(folder)))
 
 
+def ours_sql(url: str, folder: str) -> tuple[float, int]:
+    """Replay the SQL projection from the archive by the engine."""
+    app = open_log(url, archive=folder)
+    report = app.replay("sql_totals", promote=False, source="archive")
+    assert report.build is not None
+    app.drop_build("sql_totals", report.build)
+    return report.seconds, report.events
+
+
+def bare_sql(url: str, folder: str) -> tuple[float, int]:
+    """Have DuckDB aggregate the same files, and write the rows at the end."""
+    import duckdb
+
+    database = open_log(url).database
+    table = _bare_table(database)
+    started = time.perf_counter()
+    rows = duckdb.execute(
+        "SELECT entity_id, count(*), sum((payload->>'amount')::DOUBLE) "
+        f"FROM '{folder}/events/*/*.parquet' GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    _write_bare(database, table, rows)
+    return time.perf_counter() - started, sum(row[1] for row in rows)
+
+
 def _archived(folder: Path) -> Iterator[tuple[str, str]]:
     import pyarrow.parquet as pq
 
@@ -212,6 +246,8 @@ WORK: dict[str, Callable[[str, str], tuple[float, int]]] = {
     "import_archive": import_archive,
     "ours_archive": ours_archive,
     "bare_archive": bare_archive,
+    "ours_sql": ours_sql,
+    "bare_sql": bare_sql,
 }
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kappa_log.handler import Ack, FieldOptions, Handler, Metadata, ack
     from kappa_log.kafka.producer import Producer
     from kappa_log.plan import ReplayPlan
+    from kappa_log.sqlfold import sql_projection
     from kappa_log.steps import ReplayReport
     from kappa_log.telemetry.notices import Notice, Subscription, subscribe
 
@@ -48,6 +49,7 @@ _HOMES = {
     "ack": "handler",
     "make_event": "events",
     "projection": "fold",
+    "sql_projection": "sqlfold",
     "subscribe": "telemetry.notices",
 }
 
@@ -73,6 +75,7 @@ __all__ = [
     "ack",
     "make_event",
     "projection",
+    "sql_projection",
     "subscribe",
 ]
 

@@ -24,7 +24,13 @@ from kappa_log.columns import Unsettled
 from kappa_log.config import Config, ListenerConfig, OnError, load_config
 from kappa_log.cursor import spans
 from kappa_log.doctor import Check, examine
-from kappa_log.errors import KappaLogError, NotFound, UsageError
+from kappa_log.errors import (
+    ArchiveDiverged,
+    ArchiveMissing,
+    KappaLogError,
+    NotFound,
+    UsageError,
+)
 from kappa_log.events import Event, Position, from_micros
 from kappa_log.failures import BulkRetry, Retried, Retrier
 from kappa_log.files import LineFile
@@ -82,6 +88,9 @@ from kappa_log.trial import Trial
 from kappa_log.verify import VerifyReport
 
 if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection, DuckDBPyRelation
+
+    from kappa_log.analysis import Analysis
     from kappa_log.archive.bring import ImportReport
     from kappa_log.archive.check import ArchiveReport
     from kappa_log.archive.export import ExportReport
@@ -1124,17 +1133,18 @@ class KappaLog:
                 )
                 stop = found[0][1] if found else None
         state: Any = None
+        folding = fold.folding()
         for event in self._events_of(fold, wanted, stop.position if stop else end):
             if stop is not None and event.position == stop.position:
                 error = f"{stop.error_class}: {stop.error_message}"
                 yield Explained(event, fold.state_shape.fields(state), error)
                 return
-            state = fold.step(wanted, state, event)
+            state = folding.after(wanted, state, event)
             yield Explained(event, fold.state_shape.fields(state))
 
     def _events_of(self, fold: Projection, key: Any, end: Position) -> Iterator[Event]:
         reader = project.reader_of(self.database, fold, {key})
-        for after, until in spans(0, end, project.PAGE_EVENTS):
+        for after, until in spans(0, end, project.page_events(fold)):
             for _, event in fold.keyed(reader.page(after, until), {key})[0]:
                 yield event
 
@@ -1502,6 +1512,50 @@ class KappaLog:
         with self.database.write() as connection:
             tokens.revoke(connection, self.database, name, self._clock())
             self._audit(connection, "revoke token", name, None)
+
+    # --- analysis -----------------------------------------------------------
+
+    def duckdb(self) -> DuckDBPyConnection:
+        """Return a DuckDB connection with views over the log and its read models.
+
+        ``events``, ``failures``, ``checkpoints``, ``duplicates`` and each projection by
+        its name are read when a query scans them, as they are then. The connection
+        reads no files and its settings are locked; what is made in it is gone with it.
+        """
+        return self.analysis().connection
+
+    def sql(self, query: str) -> DuckDBPyRelation | None:
+        """Return what an SQL query comes to; None for statements that have no rows.
+
+        DuckDB gives it as ``.to_arrow_table()``, ``.df()`` (pandas), ``.pl()`` (polars)
+        or ``.fetchall()``. See `duckdb` for the views.
+
+        Raises:
+            UsageError: DuckDB refuses the query.
+        """
+        return self.analysis().sql(query)
+
+    def analysis(self) -> Analysis:
+        """Return a new DuckDB connection together with what its views are."""
+        from kappa_log.analysis import Analysis
+
+        self._require()
+        return Analysis(self.database, self._own_archive())
+
+    def _own_archive(self) -> Archive | None:
+        """Return the configured archive if it is there, and as the log is now."""
+        from kappa_log.archive.export import require_same_log
+        from kappa_log.storage.transfer import erasure_epoch
+
+        try:
+            found = self.archive()
+            with self.database.read() as connection:
+                require_same_log(connection, self.database, found)
+                # What was erased since is in its files still.
+                epoch = erasure_epoch(connection, self.database)
+        except (ArchiveMissing, ArchiveDiverged):
+            return None
+        return found if found.manifest.erasure_epoch == epoch else None
 
     # --- care ---------------------------------------------------------------
 

@@ -67,19 +67,22 @@ class EventPage:
         load: Called with the name of a column that is not there yet.
         join: Returns the payload texts as one JSON array, for a store that has them
             side by side already.
+        arrow: Returns a column as it lies in Arrow's memory, where it does.
     """
 
-    __slots__ = ("_columns", "_join", "_load")
+    __slots__ = ("_arrow", "_columns", "_join", "_load")
 
     def __init__(
         self,
         columns: Mapping[str, Sequence[Any]],
         load: Callable[[str], Sequence[Any]] | None = None,
         join: Callable[[], bytes] | None = None,
+        arrow: Callable[[str], Any] | None = None,
     ) -> None:
         self._columns = dict(columns)
         self._load = load
         self._join = join
+        self._arrow = arrow
 
     def column(self, name: str) -> Sequence[Any]:
         """Return a column's values, loading them for the whole page if needed."""
@@ -89,6 +92,10 @@ class EventPage:
                 raise AttributeError(name)
             found = self._columns[name] = self._load(name)
         return found
+
+    def arrow(self, name: str) -> Any:
+        """Return a column as Arrow has it; None where it does not have it."""
+        return None if self._arrow is None else self._arrow(name)
 
     def joined_payloads(self) -> str | bytes:
         """Return the payload texts as one JSON array; a tombstone's is null."""

@@ -24,7 +24,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from typing_extensions import override
@@ -51,6 +51,9 @@ Upcasters = Mapping[tuple[str | None, str | None], Callable[[Any], Any]]
 
 KeyFunction = Callable[[Event], Any]
 
+Load = Callable[[Collection[Any]], dict[Any, Any]]
+"""Keys → the stored states of those that have a row."""
+
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
@@ -59,6 +62,9 @@ class Projection:
 
     Calling it calls the reducer, so a test needs nothing else.
     """
+
+    pages_at_once = 1
+    """How many pages a folding takes best together."""
 
     def __init__(  # noqa: PLR0913 - what `projection` was given, by the same names
         self,
@@ -89,8 +95,8 @@ class Projection:
             self.upcast = _checked_upcast(upcast)
             self.key_shape = key_shape(key, key_type)
             self.state_shape = StateShape(_state_type(reducer))
-            _check_columns(self.key_shape, self.state_shape)
-            self.payloads = _Payloads(payload, self.upcast)
+            check_columns(self.key_shape, self.state_shape)
+            self.payloads = Payloads(payload, self.upcast)
         except RegistrationError as error:
             msg = f"projection '{name}' ({reducer.__module__}): {error}"
             raise RegistrationError(msg) from None
@@ -146,24 +152,28 @@ class Projection:
             if unkeyed:
                 pairs = [pair for pair in pairs if pair[0] is not None]
         else:
-            pairs, unkeyed = self._function_keys(events)
+            pairs, unkeyed = self._function_keys(events, page)
         if only is not None:
             pairs = [pair for pair in pairs if pair[0] in only]
         return pairs, unkeyed
 
-    def step(self, key: Any, state: Any, event: Event) -> Any:
-        """Return the settled state after one event of a key.
+    def folding(
+        self,
+        load: Load | None = None,
+        only: Collection[Any] | None = None,
+        most_parked: int = 0,
+    ) -> Folding:
+        """Return a new folding of events into states; see `Folding`."""
+        return Folding(self, load, only, most_parked)
 
-        Raises:
-            ProjectionError: The fold raised, or returned what no column holds.
-        """
-        folding = Folding(self)
-        folding.states[key] = state
-        folding.fold([(key, event)])
-        return folding.states[key]
+    def is_same(self, left: Any, right: Any) -> bool:
+        """Tell whether two states, or None for no row, are what one fold makes."""
+        return bool(left == right)
 
     def _function_keys(
-        self, events: Iterable[Event]
+        self,
+        events: Sequence[Event],
+        page: EventPage,  # noqa: ARG002 - for keys that are computed page by page
     ) -> tuple[list[tuple[Any, Event]], int]:
         pairs: list[tuple[Any, Event]] = []
         unkeyed = 0
@@ -277,7 +287,8 @@ def projection(  # noqa: PLR0913 - a declaration has an option for each thing it
 
     def declare(reducer: Reducer) -> Projection:
         chosen = str(name or getattr(reducer, "__name__", ""))
-        _check_declaration(chosen, version, topics, groups, reducer)
+        check_declaration(chosen, version, topics, groups)
+        _check_signature(chosen, reducer)
         return Projection(
             reducer,
             name=chosen,
@@ -355,6 +366,15 @@ class Parked(msgspec.Struct, frozen=True):
     error: KeptError
 
 
+class Rows(NamedTuple):
+    """Rows to write, each as its columns' stored values."""
+
+    kept: list[list[Any]]
+    """Keys, fields, and the last position folded in."""
+    gone: list[list[Any]]
+    """Keys whose row is deleted."""
+
+
 class Folding:
     """States of one build in memory, and which of them changed since they were stored.
 
@@ -373,7 +393,7 @@ class Folding:
     def __init__(
         self,
         fold: Projection,
-        load: Callable[[Collection[Any]], dict[Any, Any]] | None = None,
+        load: Load | None = None,
         only: Collection[Any] | None = None,
         most_parked: int = 0,
     ) -> None:
@@ -391,7 +411,25 @@ class Folding:
         self._only = only
         self._most_parked = most_parked
         is_safe = not most_parked or fold.state_shape.is_immutable
-        self._fold = self._fold_all if is_safe else self._fold_with_care
+        self._fold_rest = self._fold_all if is_safe else self._fold_with_care
+
+    def __len__(self) -> int:
+        """Return how many states are in memory."""
+        return len(self.states)
+
+    def adopt(self, states: Mapping[Any, Any]) -> None:
+        """Take stored states in, of keys that memory lacks."""
+        self.states.update(states)
+
+    def after(self, key: Any, state: Any, event: Event) -> Any:
+        """Return the settled state after one event of a key.
+
+        Raises:
+            ProjectionError: The fold raised, or returned what no column holds.
+        """
+        self.states[key] = state
+        self.fold([(key, event)])
+        return self.states[key]
 
     def apply(self, page: EventPage) -> None:
         """Fold a page of matching events.
@@ -414,8 +452,11 @@ class Folding:
         if self._load is not None:
             missing = {key for key, _ in pairs if key not in states}
             if missing:
-                states.update(self._load(missing))
+                self.adopt(self._load(missing))
         self.fold(pairs)
+
+    def complete(self) -> None:
+        """Fold what `apply` left for later; errors as `apply`, counts are true now."""
 
     def fold(self, pairs: Iterable[tuple[Any, Event]]) -> None:
         """Fold (key, event) pairs whose states are in memory; errors as `apply`."""
@@ -423,7 +464,7 @@ class Folding:
         is_filtered = False
         while True:
             try:
-                self._fold(rest)
+                self._fold_rest(rest)
             except ProjectionError as error:
                 self._park(error)
             else:
@@ -447,14 +488,15 @@ class Folding:
                 states[key] = state
                 touched[key] = event.position
         except Unsettled as error:
-            raise self._failed(event, key, f"its new state {error}") from error
+            reason = f"its new state {error}"
+            raise self._failed(event.position, key, reason) from error
         except StorageError:
             # A column of the event that loads when it is first used did not: that is
             # not what the fold makes of it.
             raise
         except (Exception, SystemExit) as error:
             reason = f"the fold raised {describe(error)}"
-            raise self._failed(event, key, reason) from error
+            raise self._failed(event.position, key, reason) from error
 
     def _fold_with_care(self, pairs: Iterable[tuple[Any, Event]]) -> None:
         """Fold so that a key whose fold fails has the state from before the event.
@@ -482,6 +524,22 @@ class Folding:
         self.new_parked.clear()
         return changed
 
+    def drain_rows(self) -> Rows:
+        """Return the rows of what changed, and forget it did."""
+        return self.rows_of(self.drain())
+
+    def rows_of(self, changed: Mapping[Any, tuple[Any, Position]]) -> Rows:
+        """Return the rows of key → (state or None, position)."""
+        keys = self.projection.key_shape.values
+        values = self.projection.state_shape.values
+        rows = Rows([], [])
+        for key, (state, position) in changed.items():
+            if state is None:
+                rows.gone.append(keys(key))
+            else:
+                rows.kept.append([*keys(key), *values(state), position])
+        return rows
+
     def _is_due(self, pair: tuple[Any, Event]) -> bool:
         """Tell whether an event's key is not parked, or only later on."""
         position = self.parked.get(pair[0])
@@ -502,8 +560,8 @@ class Folding:
         self.parked[error.key] = error.position
         self.new_parked[error.key] = Parked(error.position, _kept(error))
 
-    def _failed(self, event: Event, key: Any, reason: str) -> ProjectionError:
-        return ProjectionError(self.projection.name, event.position, reason, key=key)
+    def _failed(self, position: Position, key: Any, reason: str) -> ProjectionError:
+        return ProjectionError(self.projection.name, position, reason, key=key)
 
 
 PARKED_BACKTRACE_BYTES = 8 * 1024
@@ -536,7 +594,7 @@ def _cut_ours(error: BaseException) -> None:
         seen = seen.__context__
 
 
-class _Payloads:
+class Payloads:
     """Decodes the payload texts of a page, all in one call where their type is one."""
 
     def __init__(self, payload: Any, upcast: Upcasters) -> None:
@@ -557,6 +615,7 @@ class _Payloads:
             raise RegistrationError(msg) from None
 
     def decode(self, page: EventPage, fold: Projection) -> Sequence[Any]:
+        """Return the payload of each event, or raise ProjectionError for the first."""
         if self._one_call:
             texts = page.joined_payloads()
             # If it fails, one by one, to name the culprit.
@@ -596,13 +655,8 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}{': ' + text[:500] if text else ''}{place}"
 
 
-def _check_declaration(
-    name: str,
-    version: Any,
-    topics: Any,
-    groups: Any,
-    reducer: Any,
-) -> None:
+def check_declaration(name: str, version: Any, topics: Any, groups: Any) -> None:
+    """Raise RegistrationError unless these can be a projection's."""
     if not NAME.fullmatch(name):
         msg = (
             f"projection name {name!r} does not match [a-z][a-z0-9_]{{0,39}}; "
@@ -622,6 +676,9 @@ def _check_declaration(
         ):
             msg = f"projection '{name}': {option}= is {values!r}, not a list of names"
             raise RegistrationError(msg)
+
+
+def _check_signature(name: str, reducer: Any) -> None:
     try:
         inspect.signature(reducer).bind(None, None)
     except TypeError as error:
@@ -629,7 +686,8 @@ def _check_declaration(
         raise RegistrationError(msg) from None
 
 
-def _check_columns(keys: KeyShape, states: StateShape) -> None:
+def check_columns(keys: KeyShape, states: StateShape) -> None:
+    """Raise RegistrationError for a name that both a key and a field have."""
     repeated = Counter(c.name.lower() for c in (*keys.columns, *states.columns))
     for name, times in repeated.items():
         if times > 1:

@@ -28,7 +28,7 @@ from kappa_log.errors import (
     UsageError,
 )
 from kappa_log.events import Position
-from kappa_log.fold import Folding, Parked, Projection, Registry
+from kappa_log.fold import Folding, Parked, Projection, Registry, Rows
 from kappa_log.keys import key_shape_of
 from kappa_log.project import PAGE_EVENTS, reader_of, stale
 from kappa_log.storage import builds, log, parked, replays
@@ -250,14 +250,16 @@ class _Trial:
             if stands.get(key) != stand:
                 self._lost[key] = self.stands.pop(key)
 
-    def changed(self) -> dict[Any, tuple[Any, Position]]:
-        """Return key → (state or None, position) of rows to write."""
+    def changed(self) -> Rows:
+        """Return the rows to write."""
         folding = self._folding
-        return {
-            key: (folding.states[key], folding.touched[key])
-            for key in self.stands
-            if key in folding.touched
-        }
+        return folding.rows_of(
+            {
+                key: (folding.states[key], folding.touched[key])
+                for key in self.stands
+                if key in folding.touched
+            }
+        )
 
     def result(self, *, dry_run: bool) -> ParkedRetry:
         """Return what came of it."""

@@ -16,12 +16,12 @@ from kappa_log.errors import UsageError
 from kappa_log.events import ORIGIN, Position
 from kappa_log.fold import Projection, Registry
 from kappa_log.project import (
-    PAGE_EVENTS,
     EventSource,
     Filling,
     OnProgress,
     Runner,
     check_groups,
+    page_events,
     reader_of,
 )
 from kappa_log.storage import builds, log, parked
@@ -292,7 +292,7 @@ class Planner:
         reader = reader_of(self._database, fold)
         keys: set[Any] = set()
         events = 0
-        for after, until in spans(start - 1, head, PAGE_EVENTS):
+        for after, until in spans(start - 1, head, page_events(fold)):
             page = reader.page(after, until)
             events += len(page.column("position"))
             if fold.key is None:
@@ -315,7 +315,8 @@ class Planner:
                     connection, self._database, *matching, only
                 )
         reader = reader_of(self._database, fold)
-        pages = (reader.page(a, b) for a, b in spans(ORIGIN, upto, PAGE_EVENTS))
+        page_spans = spans(ORIGIN, upto, page_events(fold))
+        pages = (reader.page(a, b) for a, b in page_spans)
         return sum(len({e.position for _, e in fold.keyed(p, only)[0]}) for p in pages)
 
 

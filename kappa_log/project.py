@@ -262,7 +262,7 @@ class Runner:
             self._is_careful = True
             self._forget()
         self._read_parked(connection)
-        for after, until in spans(self.cursor, upto, PAGE_EVENTS):
+        for after, until in spans(self.cursor, upto, page_events(self._projection)):
             self._folding.apply(self._reader.page(after, until, connection))
         self._write(connection, upto)
 
@@ -304,7 +304,7 @@ class Runner:
         """Fold pages until there is enough to write, and write it."""
         started = time.monotonic()
         first, events = self.cursor, self.events
-        for after, until in spans(self.cursor, upto, PAGE_EVENTS):
+        for after, until in spans(self.cursor, upto, page_events(self._projection)):
             self._read_parked()
             page = self._reader.page(after, until)
             self._folding.apply(page)
@@ -313,6 +313,7 @@ class Runner:
             is_due = time.monotonic() - started >= FLUSH_SECONDS
             is_written = is_due or self._is_large or until == upto
             if is_written:
+                self._folding.complete()
                 with self._database.write() as connection:
                     changed = self._write(connection, until)
                 self._remember(until)
@@ -335,7 +336,7 @@ class Runner:
     def _is_large(self) -> bool:
         """Whether too much is in memory for waiting any longer."""
         folding = self._folding
-        has_states = not self._is_filling and len(folding.states) > MAX_STATES
+        has_states = not self._is_filling and len(folding) > MAX_STATES
         return has_states or len(folding.new_parked) > MAX_NEW_PARKED
 
     def _tell(
@@ -359,6 +360,7 @@ class Runner:
 
     def _write(self, connection: sa.Connection, until: Position) -> int:
         """Write what was folded up to a position; return how many rows changed."""
+        self._folding.complete()
         check_groups(connection, self._database, self._projection)
         # The cursor first: who finds it moved has written nothing, and waits for
         # nobody's rows.
@@ -379,10 +381,11 @@ class Runner:
         new = self._folding.new_parked
         parked.park(connection, self._database, self._build, new, self._clock())
         self.newly_parked += len(new)
-        changed = self._folding.drain()
-        self._store.save(connection, changed, is_empty=self._is_empty)
-        self.rows_changed += len(changed)
-        return len(changed)
+        rows = self._folding.drain_rows()
+        self._store.save(connection, rows, is_empty=self._is_empty)
+        changed = len(rows.kept) + len(rows.gone)
+        self.rows_changed += changed
+        return changed
 
     def _remember(self, until: Position) -> None:
         folding = self._folding
@@ -391,7 +394,7 @@ class Runner:
         self.events += folding.events - self._counted[0]
         self.unkeyed += folding.unkeyed - self._counted[1]
         self._counted = (folding.events, folding.unkeyed)
-        if not self._is_filling and len(folding.states) > MAX_STATES:
+        if not self._is_filling and len(folding) > MAX_STATES:
             self._forget()
 
     def _forget(self) -> None:
@@ -403,16 +406,16 @@ class Runner:
         # Without care the first failure ends this folding, and the next has it.
         most = MAX_PARKED_KEYS if self._parks and self._is_careful else 0
         if self._is_filling or is_fresh:
-            self._folding = Folding(self._projection, only=self._only, most_parked=most)
+            self._folding = self._projection.folding(only=self._only, most_parked=most)
             if not is_fresh:
                 with self._database.read() as connection:
-                    self._folding.states = (
+                    self._folding.adopt(
                         self._store.load_all(connection)
                         if self._only is None
                         else self._store.load(connection, self._only)
                     )
         else:
-            self._folding = Folding(self._projection, self._load, self._only, most)
+            self._folding = self._projection.folding(self._load, self._only, most)
 
     def _read_parked(self, connection: sa.Connection | None = None) -> None:
         """Read which keys are parked, once for as long as memory is kept."""
@@ -524,6 +527,11 @@ def live_build(
         if build is None:
             raise
     return build
+
+
+def page_events(fold: Projection) -> int:
+    """Return how many positions a page of a projection spans."""
+    return PAGE_EVENTS * fold.pages_at_once
 
 
 def reader_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -21,6 +21,10 @@ from kappa_log.columns import (
 )
 from kappa_log.errors import RegistrationError
 
+FLOAT_SHARE = 1e-9
+"""How far two sums of the same floats may differ, as a share of the sum of their
+absolute values: they may be added up in another order."""
+
 
 class StateShape:
     """The columns of one state type.
@@ -32,6 +36,7 @@ class StateShape:
         type: The state type.
         is_immutable: A fold cannot change a state in its place.
         columns: Its columns in the order of its fields.
+        magnitudes: Column of a sum of floats → hidden column of their absolute values.
         settle: State → the state that its columns read back, or Unsettled. States
             that are settled already come back as they are, at the cost of a few
             comparisons: this runs once an event.
@@ -44,6 +49,7 @@ class StateShape:
             RegistrationError: A field cannot be a column.
         """
         self.type = state_type
+        self.magnitudes: Mapping[str, str] = {}
         fields = _fields(state_type)
         self.is_single = fields is None
         self.columns: tuple[Column, ...]

@@ -19,7 +19,7 @@ from kappa_log.cursor import spans
 from kappa_log.errors import DatabaseBusy, RegistrationError, StorageError
 from kappa_log.events import ORIGIN, Position, to_micros
 from kappa_log.fold import Folding, Projection, Registry
-from kappa_log.project import PAGE_EVENTS, reader_of, stale
+from kappa_log.project import PAGE_EVENTS, page_events, reader_of, stale
 from kappa_log.records import Lane, checksum
 from kappa_log.storage import builds, log, parked
 from kappa_log.storage.builds import Build
@@ -602,7 +602,7 @@ def _check_projection(
     if fold is None:
         return [f"'{name}' was not verified: {stale(registry, build)}"]
     only, limits = _keys_to_check(database, fold, build)
-    folding = Folding(fold, only=only)
+    folding = fold.folding(only=only)
     if stopped:
         folding.parked = stopped
         many = f"{len(stopped):,} parked key{'' if len(stopped) == 1 else 's'}"
@@ -618,7 +618,7 @@ def _check_projection(
         return [*limits, f"'{name}' moved on while it was verified; run it again"]
     if only is not None:
         stored = {key: state for key, state in stored.items() if key in only}
-    for finding in _differences(build, stored, expected):
+    for finding in _differences(build, fold, stored, expected):
         findings.append(finding)
         if len(findings) >= MAX_FINDINGS:
             break
@@ -626,12 +626,12 @@ def _check_projection(
 
 
 def _differences(
-    build: Build, stored: dict[Any, Any], expected: dict[Any, Any]
+    build: Build, fold: Projection, stored: dict[Any, Any], expected: dict[Any, Any]
 ) -> Iterator[Finding]:
     """Yield the rows that are not what a fresh fold makes them."""
     for key in sorted(expected.keys() | stored.keys(), key=repr):
         there, wanted = stored.get(key), expected.get(key)
-        if there != wanted:
+        if not fold.is_same(there, wanted):
             yield Finding(
                 build.projection,
                 build.cursor,
@@ -670,7 +670,8 @@ def _folded(
         folding.apply(page)
         positions = page.column("position")
         step(fold.name, positions[-1] if positions else 0, upto)
-    return {key: state for key, state in folding.states.items() if state is not None}
+    folded = folding.drain().items()
+    return {key: state for key, (state, _) in folded if state is not None}
 
 
 def _pages(
@@ -681,5 +682,5 @@ def _pages(
     only: set[Any] | None = None,
 ) -> Iterator[Any]:
     reader = reader_of(database, fold, only)
-    for start, until in spans(after, upto, PAGE_EVENTS):
+    for start, until in spans(after, upto, page_events(fold)):
         yield reader.page(start, until)

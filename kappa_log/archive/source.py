@@ -11,10 +11,11 @@ missing or damaged stops the fold.
 from __future__ import annotations
 
 import contextlib
+from array import array
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import chain
 from typing import Any
 
@@ -139,6 +140,7 @@ class _Group:
         self._positions = positions
         self._columns: dict[str, pa.Array] = {}
         self._texts: dict[str, list[Any]] = {}
+        self._plain: dict[str, pa.Array] = {}
 
     def bounds(self, after: Position, upto: Position) -> tuple[int, int]:
         """Return from which to which of its events a page reaches."""
@@ -168,6 +170,25 @@ class _Group:
         if pa.types.is_dictionary(column.type):
             return self._repeated(name, column, start, stop)
         return _converted(name, column.slice(start, stop - start))
+
+    def array(self, name: str, start: int, stop: int) -> pa.Array:
+        """Return a column's values as Arrow has them."""
+        if start == stop:
+            return pa.nulls(0, EVENTS.field(name).type)
+        if name == "position":
+            return self._arrow_positions.slice(start, stop - start)
+        column = self._columns[name]
+        if pa.types.is_dictionary(column.type):
+            column = self._plain.get(name)
+            if column is None:
+                column = self._plain[name] = self._columns[name].cast(pa.string())
+        return column.slice(start, stop - start)
+
+    @cached_property
+    def _arrow_positions(self) -> pa.Array:
+        data = array("q", self._positions).tobytes()
+        buffers = [None, pa.py_buffer(data)]
+        return pa.Array.from_buffers(pa.int64(), len(self._positions), buffers)
 
     def _repeated(
         self, name: str, column: pa.DictionaryArray, start: int, stop: int
@@ -243,14 +264,18 @@ class ArchiveReader:
         """Return the events of a row group in (after, upto]."""
         bounds = group.bounds(after, upto)
 
-        def load(name: str) -> Sequence[Any]:
+        def required(name: str) -> str:
             column = _COLUMN.get(name, name)
             if not group.has(column):
                 self._require(column, group)
-            return group.values(column, *bounds)
+            return column
 
-        eager = {name: load(name) for name in ("position", "entity_id")}
-        return EventPage(eager, load, lambda: group.joined(*bounds))
+        return EventPage(
+            {},
+            lambda name: group.values(required(name), *bounds),
+            lambda: group.joined(*bounds),
+            lambda name: group.array(required(name), *bounds),
+        )
 
     def _require(self, name: str, group: _Group) -> None:
         """Read a column that is not there yet, and from now on with all others."""
@@ -270,11 +295,12 @@ class ArchiveReader:
         for group in self._groups_read:
             if position in group.span:
                 return group
-        group = self._taken_ahead()
-        if group is None or position not in group.span:
+        ahead = self._taken_ahead()
+        if ahead is None or position not in ahead.span:
             index = bisect_right(self._firsts, position) - 1
-            group = self._source.submit(self._load_at, index, position).result()
-            assert group is not None, "the archive holds every position up to its end"
+            ahead = self._source.submit(self._load_at, index, position).result()
+            assert ahead is not None, "the archive holds every position up to its end"
+        group = ahead
         self._groups_read = [*self._groups_read[1 - KEPT :], group]
         self._ahead = self._source.submit(self._load_after, group)
         return group
@@ -348,7 +374,13 @@ def _merged(pages: Sequence[EventPage]) -> EventPage:
         data = [text.encode() if isinstance(text, str) else text for text in texts]
         return b"[%b]" % b",".join(part[1:-1] for part in data if part != b"[]")
 
-    return EventPage({}, load, join)
+    def arrow(name: str) -> pa.ChunkedArray | None:
+        parts = [page.arrow(name) for page in pages]
+        if any(part is None for part in parts):
+            return None
+        return pa.chunked_array(parts)
+
+    return EventPage({}, load, join, arrow)
 
 
 def _converted(name: str, column: pa.Array) -> Sequence[Any]:

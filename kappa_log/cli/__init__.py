@@ -28,6 +28,7 @@ from typing_extensions import override
 
 from kappa_log import errors
 from kappa_log.cli import (
+    analysis,
     archive,
     db,
     failures,
@@ -128,6 +129,7 @@ for _command in (
     archive.export,
     archive.import_,
     log.verify,
+    analysis.sql,
     serve.serve,
     serve.token,
     serve.init_events_api,

@@ -29,6 +29,9 @@ class ColumnLayout(msgspec.Struct, frozen=True):
     name: str
     kind: str
     nullable: bool
+    magnitude: str | None = None
+    """Of a sum of floats: the hidden column with the sum of their absolute values,
+    which says how far two sums of the same numbers may differ."""
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -39,8 +42,18 @@ class Layout(msgspec.Struct, frozen=True):
 
     @property
     def names(self) -> list[str]:
-        """Names of all columns but the system's."""
+        """Names of all columns but the system's and the hidden ones."""
         return [c.name for c in (*self.keys, *self.fields)]
+
+    @property
+    def stored(self) -> list[ColumnLayout]:
+        """All columns but the system's: keys, fields, and the hidden ones."""
+        hidden = [
+            ColumnLayout(c.magnitude, "float", nullable=True)
+            for c in self.fields
+            if c.magnitude is not None
+        ]
+        return [*self.keys, *self.fields, *hidden]
 
 
 class Mixed(msgspec.Struct, frozen=True):
@@ -102,14 +115,17 @@ class Move(msgspec.Struct, frozen=True):
 
 def layout_of(projection: Projection) -> Layout:
     """Return the layout that builds of a projection have."""
+    shape = projection.state_shape
+    hidden = shape.magnitudes.values()
     return Layout(
         keys=tuple(
             ColumnLayout(c.name, c.kind, nullable=False)
             for c in projection.key_shape.columns
         ),
         fields=tuple(
-            ColumnLayout(c.name, c.kind, c.nullable)
-            for c in projection.state_shape.columns
+            ColumnLayout(c.name, c.kind, c.nullable, shape.magnitudes.get(c.name))
+            for c in shape.columns
+            if c.name not in hidden
         ),
     )
 
@@ -386,7 +402,7 @@ def _table(
     ]
     fields = [
         sa.Column(c.name, column_type(c.kind), nullable=c.nullable)
-        for c in layout.fields
+        for c in layout.stored[len(keys) :]
     ]
     return sa.Table(
         name,

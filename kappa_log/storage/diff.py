@@ -8,6 +8,7 @@ import msgspec
 import sqlalchemy as sa
 
 from kappa_log.events import Position
+from kappa_log.state import FLOAT_SHARE
 from kappa_log.storage.builds import Build, table_of
 from kappa_log.storage.database import Database
 from kappa_log.storage.rows import count_rows, plain_rows
@@ -61,6 +62,10 @@ def compare(
     """
     old_fields = {c.name: c.kind for c in old.layout.fields}
     new_fields = {c.name: c.kind for c in new.layout.fields}
+    magnitudes = [
+        {c.name: c.magnitude for c in build.layout.fields if c.magnitude}
+        for build in (old, new)
+    ]
     shared = [n for n in old_fields if new_fields.get(n) == old_fields[n]]
     old_rows = count_rows(connection, database, old)
     new_rows = count_rows(connection, database, new)
@@ -72,7 +77,20 @@ def compare(
         names = [c.name for c in old.layout.keys]
         same_key = sa.and_(*(a.c[n] == b.c[n] for n in names))
         differs = sa.or_(
-            sa.false(), *(_differs(a.c[n], b.c[n], old_fields[n]) for n in shared)
+            sa.false(),
+            *(
+                _differs(
+                    a.c[n],
+                    b.c[n],
+                    old_fields[n],
+                    [
+                        side.c[of[n]]
+                        for side, of in zip((a, b), magnitudes, strict=True)
+                        if n in of
+                    ],
+                )
+                for n in shared
+            ),
         )
         missing = {
             "added": (b, a.c[names[0]].is_(None), sa.outerjoin(b, a, same_key)),
@@ -122,12 +140,21 @@ def _keys(build: Build) -> list[tuple[str, str]]:
 
 
 def _differs(
-    left: sa.ColumnElement[Any], right: sa.ColumnElement[Any], kind: str
+    left: sa.ColumnElement[Any],
+    right: sa.ColumnElement[Any],
+    kind: str,
+    magnitudes: list[sa.ColumnElement[Any]],
 ) -> sa.ColumnElement[bool]:
+    """Return whether a column differs; sums of floats may in their last digits."""
     if kind == "decimal":
         # 1.10 and 1.1 are different rows: SQLite keeps decimals as text.
         left, right = sa.cast(left, sa.Text), sa.cast(right, sa.Text)
-    return left.is_distinct_from(right)
+    differs = left.is_distinct_from(right)
+    if not magnitudes:
+        return differs
+    apart = sa.func.abs(left - right)
+    is_close = sa.or_(*(apart <= FLOAT_SHARE * of for of in magnitudes))
+    return sa.and_(differs, sa.not_(sa.func.coalesce(is_close, sa.false())))
 
 
 def _example(

@@ -247,6 +247,24 @@ class LogReader:
 
         return EventPage(self._fetch(self._columns, after, upto, connection), load)
 
+    def raw(
+        self,
+        names: Sequence[str],
+        after: Position,
+        upto: Position,
+        connection: sa.Connection | None = None,
+    ) -> list[Sequence[Any]]:
+        """Return columns of the matching events in (after, upto] as the driver does.
+
+        Names are those of `Event`, or of the table; otherwise as `page`.
+        """
+        if connection is None:
+            with self._database.read() as own:
+                rows = self._rows(own, names, after, upto)
+        else:
+            rows = self._rows(connection, names, after, upto)
+        return list(zip(*rows, strict=True)) if rows else [()] * len(names)
+
     def _fetch(
         self,
         names: Sequence[str],
@@ -254,12 +272,7 @@ class LogReader:
         upto: Position,
         connection: sa.Connection | None,
     ) -> dict[str, Sequence[Any]]:
-        if connection is None:
-            with self._database.read() as own:
-                rows = self._rows(own, names, after, upto)
-        else:
-            rows = self._rows(connection, names, after, upto)
-        columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
+        columns = self.raw(names, after, upto, connection)
         return {
             name: _converted(name, values, is_sqlite=self._database.is_sqlite)
             for name, values in zip(names, columns, strict=True)
@@ -284,7 +297,7 @@ class LogReader:
                 conditions.append(f"{column} = ANY(%b)")
                 parameters.append(values)
         quote = connection.dialect.identifier_preparer.quote
-        columns = ", ".join(quote(_SOURCES[name]) for name in names)
+        columns = ", ".join(quote(_SOURCES.get(name, name)) for name in names)
         query = (
             f"SELECT {columns} FROM {self._database.tables.events.name} "
             f"WHERE {' AND '.join(conditions)} ORDER BY position"

@@ -14,8 +14,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from kappa_log.errors import StorageError, message_of
-from kappa_log.events import Position, from_micros, in_utc, to_micros
-from kappa_log.fold import Projection
+from kappa_log.events import from_micros, in_utc, to_micros
+from kappa_log.fold import Projection, Rows
 from kappa_log.storage.builds import POSITION_COLUMN, Build, table_of
 from kappa_log.storage.database import Database, driver_connection
 
@@ -35,15 +35,15 @@ class RowStore:
         self._shape = projection.state_shape
         self._keys = projection.key_shape
         self._key_names = [c.name for c in build.layout.keys]
-        self._field_names = [c.name for c in build.layout.fields]
-        kinds = [c.kind for c in (*build.layout.keys, *build.layout.fields)]
+        names = [c.name for c in build.layout.stored]
+        kinds = [c.kind for c in build.layout.stored]
         self._writers = _writers(kinds, is_sqlite=self._is_sqlite)
         self._readers = _readers(kinds, is_sqlite=self._is_sqlite)
         self._table = table_of(database, build)
         quote = database.engine.dialect.identifier_preparer.quote
         self._target = quote(self._table.name)
         self._quoted_keys = [quote(name) for name in self._key_names]
-        self._quoted = [quote(n) for n in (*self._key_names, *self._field_names)]
+        self._quoted = [quote(name) for name in names]
         self._casts = [] if self._is_sqlite else [_PG_ARRAY[k] for k in kinds]
 
     def load_all(self, connection: sa.Connection) -> dict[Any, Any]:
@@ -68,36 +68,24 @@ class RowStore:
         return found
 
     def save(
-        self,
-        connection: sa.Connection,
-        changed: Mapping[Any, tuple[Any, Position]],
-        *,
-        is_empty: bool = False,
+        self, connection: sa.Connection, rows: Rows, *, is_empty: bool = False
     ) -> None:
-        """Write key → (state or None, position); None deletes the row.
+        """Write rows, and delete those that are gone.
 
         Args:
             connection: Write transaction.
-            changed: What the fold changed.
+            rows: What the fold changed.
             is_empty: The table is known to have no rows, so they can be copied in.
         """
-        keys, values = self._keys.values, self._shape.values
-        kept: list[list[Any]] = []
-        gone: list[list[Any]] = []
-        for key, (state, position) in changed.items():
-            if state is None:
-                gone.append(keys(key))
-            else:
-                kept.append([*keys(key), *values(state), position])
-        self._convert(kept, len(self._quoted))
-        if gone and not is_empty:
-            self._delete(connection, gone)
-        if not kept:
+        self._convert(rows.kept, len(self._quoted))
+        if rows.gone and not is_empty:
+            self._delete(connection, rows.gone)
+        if not rows.kept:
             return
         if is_empty:
-            self._copy(connection, kept)
+            self._copy(connection, rows.kept)
         else:
-            self._upsert(connection, kept)
+            self._upsert(connection, rows.kept)
 
     def _convert(self, rows: list[list[Any]], width: int) -> None:
         """Make the first values of each row what the driver takes."""
@@ -279,7 +267,7 @@ def copy_rows(
 ) -> int:
     """Copy all rows of one build into another of the same layout; return how many."""
     source, target = table_of(database, old), table_of(database, new)
-    names = [*old.layout.names, POSITION_COLUMN]
+    names = [*(c.name for c in old.layout.stored), POSITION_COLUMN]
     result = connection.execute(
         target.insert().from_select(names, sa.select(*(source.c[n] for n in names)))
     )

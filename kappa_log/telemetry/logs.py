@@ -31,6 +31,7 @@ class _Stderr(logging.StreamHandler[Any]):
         return sys.stderr
 
     @stream.setter
+    @override
     def stream(self, _: Any) -> None: ...
 
 

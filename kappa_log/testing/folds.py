@@ -47,7 +47,7 @@ class Given:
             ProjectionError: The fold failed on one of them.
         """
         page = _page(self.events, projection)
-        folding = Folding(projection)
+        folding = projection.folding()
         folding.apply(page)
         return Folded(projection, folding)
 
@@ -59,7 +59,9 @@ class Folded:
         """Keep the states that are there: None is no row."""
         self._projection = projection
         self._states = {
-            key: state for key, state in folding.states.items() if state is not None
+            key: state
+            for key, (state, _) in folding.drain().items()
+            if state is not None
         }
         self.events = folding.events
         """How many events matched."""

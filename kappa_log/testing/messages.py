@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -41,7 +42,7 @@ def process_message(  # noqa: PLR0913 - what a record has, by its names
     payload: Any,
     *,
     key: bytes | str | None = None,
-    headers: dict[str, bytes | str] | None = None,
+    headers: Mapping[str, bytes | str] | None = None,
     topic: str = "test-topic",
     group_id: str = "test-group",
     partition: int = 0,

@@ -12,8 +12,8 @@ import pytest
 import kappa_log
 
 HEAVY = [
-    "alembic", "click", "filelock", "psycopg", "pydantic", "pydantic_settings",
-    "pysqlite3", "rich", "sqlalchemy", "sqlite3",
+    "alembic", "click", "duckdb", "filelock", "psycopg", "pyarrow", "pydantic",
+    "pydantic_settings", "pysqlite3", "rich", "sqlalchemy", "sqlite3",
 ]  # fmt: skip
 
 

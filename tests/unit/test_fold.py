@@ -572,6 +572,8 @@ def test_one_step_gives_the_state_after_one_event() -> None:
     """What explain shows is what the row was."""
     fold = counting()
 
-    assert fold.step("ada", Total(4), make_event(9, {"a": 1})) == Total(5, "{'a': 1}")
+    assert fold.folding().after("ada", Total(4), make_event(9, {"a": 1})) == Total(
+        5, "{'a': 1}"
+    )
     with pytest.raises(ProjectionError, match="position 9"):
-        counting(name="x").step("ada", 5, make_event(9))
+        counting(name="x").folding().after("ada", 5, make_event(9))
