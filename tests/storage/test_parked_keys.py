@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import datetime
+from datetime import date, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -372,6 +372,36 @@ def test_a_retry_needs_the_code_of_the_build(broken: KappaLog) -> None:
     assert app.replay("tally").promoted
     assert sums(app, "tally") == folded(LOG, broken=False)
     assert stands(app, "tally") == {}
+
+
+def _five(event: Event) -> tuple[str, int, bool, bytes, date]:
+    n = event.payload["n"]
+    return event.entity_id or "", -n, n > 1, bytes([255, n]), date(2026, 1, n)
+
+
+def test_keys_of_all_types_are_parked_and_typed(
+    empty: KappaLog, tmp_path: Path
+) -> None:
+    """They come back from the table as they were, and from a person's text."""
+    app = knows(empty, tallies("tally", key=_five))
+    take(app, tmp_path, made("a1!", "b2!", "c3"))
+    app.project()
+    assert [one.key for one in app.parked("tally")] == [
+        "a/-1/false/ff01/2026-01-01",
+        "b/-2/true/ff02/2026-01-02",
+    ]
+    take(app, tmp_path, made("a1", "b2"))
+    (done,) = app.project()
+    assert (done.parked, done.newly_parked) == (2, 0)
+
+    fixed = knows(app, tallies("tally", key=_five, broken=False))
+    fixed.compatible("tally")
+
+    assert fixed.retry_parked("tally", ["b/-2/true/ff02/2026-01-02"]).folded == 1
+    assert [row["n"] for row in fixed.rows("tally")] == [4, 3]
+    assert [one.key[0] for one in fixed.parked("tally")] == ["a"]
+    with pytest.raises(UsageError, match="has not the 5 parts"):
+        fixed.retry_parked("tally", ["b"])
 
 
 def test_a_live_runner_that_remembers_a_key_as_parked_loses_to_its_retry(
