@@ -21,7 +21,13 @@ from typing_extensions import override
 
 from kappa_log import Event, KappaLog, ProjectionError, UsageError
 from kappa_log.config import OnError
-from kappa_log.errors import DatabaseUnavailable, LostRace, NotFound, StaleCode
+from kappa_log.errors import (
+    ArchiveMissing,
+    DatabaseUnavailable,
+    LostRace,
+    NotFound,
+    StaleCode,
+)
 from kappa_log.events import EventPage
 from kappa_log.fold import Folding
 from support.logs import Clock, append, execute, open_log, set_bounds
@@ -246,11 +252,14 @@ def test_a_fold_that_fails_for_too_many_keys_stops(
     assert len(sums(done, "tally")) == 51
 
 
-def test_a_database_that_goes_while_an_event_is_read_parks_nothing() -> None:
+@pytest.mark.parametrize("error", [DatabaseUnavailable, ArchiveMissing])
+def test_a_store_that_goes_while_an_event_is_read_parks_nothing(
+    error: type[Exception],
+) -> None:
     """Columns load when the fold first asks for them: that is no error of its own."""
 
     def away(_: str) -> Any:
-        raise DatabaseUnavailable
+        raise error
 
     code = tallies("tally")
     page = EventPage({"position": [1], "entity_id": ["a"], "payload_text": ["1"]}, away)
@@ -267,7 +276,7 @@ def test_a_database_that_goes_while_an_event_is_read_parks_nothing() -> None:
     )
     folding = Folding(asking, most_parked=10)
 
-    with pytest.raises(DatabaseUnavailable):
+    with pytest.raises(error):
         folding.apply(page)
 
     assert folding.parked == {}
