@@ -34,6 +34,7 @@ from kappa_log.backtrace import KeptError
 from kappa_log.codec import MAX_DEPTH
 from kappa_log.columns import Unsettled
 from kappa_log.errors import (
+    ArchiveError,
     ProjectionError,
     ProjectionNotFound,
     RegistrationError,
@@ -53,6 +54,9 @@ KeyFunction = Callable[[Event], Any]
 
 Load = Callable[[Collection[Any]], dict[Any, Any]]
 """Keys → the stored states of those that have a row."""
+READING = (StorageError, ArchiveError)
+"""What reading raises: a column that loads when a fold first asks for it may not come,
+and that says nothing about the fold."""
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
@@ -194,6 +198,8 @@ class Projection:
                     " (declare another by the key function's annotation or key_type=)"
                 )
             raise ProjectionError(self.name, event.position, reason) from error
+        except READING:
+            raise
         except (Exception, SystemExit) as error:
             reason = f"its key function raised {describe(error)}"
             raise ProjectionError(self.name, event.position, reason) from error
@@ -490,9 +496,7 @@ class Folding:
         except Unsettled as error:
             reason = f"its new state {error}"
             raise self._failed(event.position, key, reason) from error
-        except StorageError:
-            # A column of the event that loads when it is first used did not: that is
-            # not what the fold makes of it.
+        except READING:
             raise
         except (Exception, SystemExit) as error:
             reason = f"the fold raised {describe(error)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import datetime
+from datetime import date, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,13 @@ from typing_extensions import override
 
 from kappa_log import Event, KappaLog, ProjectionError, UsageError
 from kappa_log.config import OnError
-from kappa_log.errors import DatabaseUnavailable, LostRace, NotFound, StaleCode
+from kappa_log.errors import (
+    ArchiveMissing,
+    DatabaseUnavailable,
+    LostRace,
+    NotFound,
+    StaleCode,
+)
 from kappa_log.events import EventPage
 from kappa_log.fold import Folding
 from support.logs import Clock, append, execute, open_log, set_bounds
@@ -246,11 +252,14 @@ def test_a_fold_that_fails_for_too_many_keys_stops(
     assert len(sums(done, "tally")) == 51
 
 
-def test_a_database_that_goes_while_an_event_is_read_parks_nothing() -> None:
+@pytest.mark.parametrize("error", [DatabaseUnavailable, ArchiveMissing])
+def test_a_store_that_goes_while_an_event_is_read_parks_nothing(
+    error: type[Exception],
+) -> None:
     """Columns load when the fold first asks for them: that is no error of its own."""
 
     def away(_: str) -> Any:
-        raise DatabaseUnavailable
+        raise error
 
     code = tallies("tally")
     page = EventPage({"position": [1], "entity_id": ["a"], "payload_text": ["1"]}, away)
@@ -267,7 +276,7 @@ def test_a_database_that_goes_while_an_event_is_read_parks_nothing() -> None:
     )
     folding = Folding(asking, most_parked=10)
 
-    with pytest.raises(DatabaseUnavailable):
+    with pytest.raises(error):
         folding.apply(page)
 
     assert folding.parked == {}
@@ -372,6 +381,36 @@ def test_a_retry_needs_the_code_of_the_build(broken: KappaLog) -> None:
     assert app.replay("tally").promoted
     assert sums(app, "tally") == folded(LOG, broken=False)
     assert stands(app, "tally") == {}
+
+
+def _five(event: Event) -> tuple[str, int, bool, bytes, date]:
+    n = event.payload["n"]
+    return event.entity_id or "", -n, n > 1, bytes([255, n]), date(2026, 1, n)
+
+
+def test_keys_of_all_types_are_parked_and_typed(
+    empty: KappaLog, tmp_path: Path
+) -> None:
+    """They come back from the table as they were, and from a person's text."""
+    app = knows(empty, tallies("tally", key=_five))
+    take(app, tmp_path, made("a1!", "b2!", "c3"))
+    app.project()
+    assert [one.key for one in app.parked("tally")] == [
+        "a/-1/false/ff01/2026-01-01",
+        "b/-2/true/ff02/2026-01-02",
+    ]
+    take(app, tmp_path, made("a1", "b2"))
+    (done,) = app.project()
+    assert (done.parked, done.newly_parked) == (2, 0)
+
+    fixed = knows(app, tallies("tally", key=_five, broken=False))
+    fixed.compatible("tally")
+
+    assert fixed.retry_parked("tally", ["b/-2/true/ff02/2026-01-02"]).folded == 1
+    assert [row["n"] for row in fixed.rows("tally")] == [4, 3]
+    assert [one.key[0] for one in fixed.parked("tally")] == ["a"]
+    with pytest.raises(UsageError, match="has not the 5 parts"):
+        fixed.retry_parked("tally", ["b"])
 
 
 def test_a_live_runner_that_remembers_a_key_as_parked_loses_to_its_retry(
