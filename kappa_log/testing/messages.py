@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -41,14 +42,14 @@ def process_message(  # noqa: PLR0913 - what a record has, by its names
     payload: Any,
     *,
     key: bytes | str | None = None,
-    headers: dict[str, bytes | str] | None = None,
+    headers: Mapping[str, bytes | str] | None = None,
     topic: str = "test-topic",
     group_id: str = "test-group",
     partition: int = 0,
     timestamp: int | None = None,
     decoder: str = "json",
     dedupe: str = "payload",
-    registry: dict[str, Any] | None = None,
+    registry: Mapping[str, Any] | None = None,
     log: KappaLog | None = None,
 ) -> Processed:
     """Take one message the whole way into a log, and tell what became of it.
