@@ -278,7 +278,12 @@ class Consumption:
     def _take_in(self, most: int, seconds: float) -> bool:
         """Poll once and take in what came; tell whether anything came."""
         standing = self._partitions.standing()
-        found = self._consumer.consume(most, seconds)
+        try:
+            found = self._consumer.consume(most, seconds)
+        except KafkaException as error:
+            # So the client tells of a fatal error, sometimes.
+            self._on_error(error.args[0])
+            return False
         for message in found:
             error = message.error()
             if not self._partitions.believes(message, standing):

@@ -49,7 +49,7 @@ def process_message(  # noqa: PLR0913 - what a record has, by its names
     timestamp: int | None = None,
     decoder: str = "json",
     dedupe: str = "payload",
-    registry: dict[str, Any] | None = None,
+    registry: Mapping[str, Any] | None = None,
     log: KappaLog | None = None,
 ) -> Processed:
     """Take one message the whole way into a log, and tell what became of it.

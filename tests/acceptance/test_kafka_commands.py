@@ -447,7 +447,7 @@ BAD_LINES = [
     (
         f'{{"id":"{"x" * 2_000_000}"}}',
         69,
-        "line 3: topic {topic} refuses it: Unable to produce message: Broker: Message",
+        "line 3: a record is not in topic {topic}: Unable to produce message: Broker",
     ),
 ]
 

@@ -79,7 +79,7 @@ def test_a_listener_that_crashed_goes_on_where_the_log_says(real: Shop) -> None:
     shop.configure(SOON)
     publish(shop, *range(8))
 
-    with shop.running(on_progress=raising("", 3)) as running:
+    with shop.running(on_progress=raising("", 2)) as running:
         running.wait_for(lambda: running.told("crashed: OSError") >= 1, "a crash")
         publish(shop, *range(8, 12))
         running.wait_for(lambda: len(shop.events()) == 12, "all of them")
@@ -91,7 +91,7 @@ def test_a_listener_that_crashed_goes_on_where_the_log_says(real: Shop) -> None:
     assert shop.app.verify().ok
 
 
-@pytest.mark.parametrize(("most", "crashes"), [(0, 1), (2, 3)])
+@pytest.mark.parametrize(("most", "crashes"), [(0, 1), (1, 2)])
 def test_a_listener_is_made_anew_so_often_in_a_row(
     real: Shop, most: int, crashes: int
 ) -> None:
@@ -137,11 +137,11 @@ def test_being_stopped_does_not_wait_for_a_restart(shop: Shop) -> None:
 
 
 def test_a_listener_s_consumers_share_its_partitions(
-    kafka_broker: RealBroker, database_url: str, tmp_path: Path
+    kafka_broker: RealBroker, postgresql_url: str, tmp_path: Path
 ) -> None:
     """SEED L7: one group, a thread and a handler each; every record is there once."""
     topic = kafka_broker.new_topic(4)
-    with Shop(kafka_broker, topic, database_url, tmp_path) as shop:
+    with Shop(kafka_broker, topic, postgresql_url, tmp_path) as shop:
         shop.configure({"max_concurrency": 2})
         with shop.running() as running:
             first = f"{shop.group}-{topic}: assigned {topic}"

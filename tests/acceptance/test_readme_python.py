@@ -60,6 +60,8 @@ def project(tmp_path: Path) -> Path:
     assert BIKES is not None
     (tmp_path / "handlers.py").write_text(HANDLER[1])
     (tmp_path / "projections").mkdir()
+    # As `init` writes it; else Python would prefer the examples' own package.
+    (tmp_path / "projections" / "__init__.py").touch()
     (tmp_path / "projections" / "bikes.py").write_text(
         BIKES[1].replace('event.payload["km"]', 'max(0.0, event.payload["km"])')
     )
