@@ -16,6 +16,7 @@ from kappa_log.errors import ConfigError, UsageError
 from kappa_log.handler import (
     FieldHandler,
     FieldOptions,
+    FunctionHandler,
     Handler,
     check_option,
     load_handler,
@@ -51,9 +52,12 @@ class Listener(msgspec.Struct, frozen=True):
 
     @property
     def handler_name(self) -> str:
-        """``module:Class`` of its handler."""
-        kind = type(self.handler)
-        return f"{kind.__module__}:{kind.__qualname__}"
+        """``module:Class``, or ``module:function``, of its handler."""
+        found: Any = type(self.handler)
+        if isinstance(self.handler, FunctionHandler):
+            found = self.handler.function
+        name = getattr(found, "__qualname__", type(found).__qualname__)
+        return f"{found.__module__}:{name}"
 
 
 def listener_for(

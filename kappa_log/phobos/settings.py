@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kappa_log.config import ListenerConfig
 from kappa_log.errors import ConfigError
 
 Lines = list[str]
@@ -58,13 +57,12 @@ _FETCH = {
     "max_wait_time": ("fetch.wait.max.ms", 1000),
 }
 _PRODUCER = {
-    "ack_timeout": ("request.timeout.ms", 1000),
-    "required_acks": ("acks", 1),
-    "max_retries": ("message.send.max.retries", 1),
-    "retry_backoff": ("retry.backoff.ms", 1000),
-    "max_buffer_size": ("queue.buffering.max.messages", 1),
-    "compression_codec": ("compression.type", 1),
+    "ack_timeout": ("request.timeout.ms", 1000, 1),
+    "max_retries": ("message.send.max.retries", 1, 1),
+    "retry_backoff": ("retry.backoff.ms", 1000, 1),
+    "max_buffer_size": ("queue.buffering.max.messages", 1, 1),
 }
+"""Name, factor, and the least that librdkafka takes."""
 
 OFFSETS = (
     "offsets are kept in SQL, with the events; Kafka's are written once a second for "
@@ -76,6 +74,8 @@ REASONS = {
     "offset_retention_time": OFFSETS,
     "delivery": "records come in batches, and each is handed to its handler",
     "force_encoding": "payloads are UTF-8; what is not becomes a failure, kept whole",
+    "required_acks": "the producer is idempotent, and so waits for all replicas",
+    "kafka": "one cluster for consumers and producers: [kafka], [producer] over it",
     "max_queue_size": "librdkafka has one queue: max_buffer_size",
     "max_buffer_bytesize": "see queue.buffering.max.kbytes of librdkafka",
     "delivery_threshold": "librdkafka sends by linger.ms and batch.size",
@@ -147,6 +147,7 @@ class _Translation:
         self._notes: Lines = []
         """Keys without a setting, and why."""
         self._variables: Lines = []
+        self._producer: dict[str, Any] = {}
         self._log: dict[str, Any] = {}
         self._max_retries: int | None = None
         self._backoff: dict[str, Any] = {}
@@ -228,19 +229,25 @@ class _Translation:
                 self._take_seconds("consumer", key, value)
 
     def _take_producer(self, found: Any) -> None:
-        """Note what producing was told: all of [kafka] is for consumers too."""
         for key, value in found.items():
             if value is None:
                 continue
-            if key in _PRODUCER:
-                name, factor = _PRODUCER[key]
-                said = value * factor if isinstance(value, int | float) else value
-                self._notes.append(
-                    f"producer.{key} = {_toml(value)}: for a producer of your own, "
-                    f"librdkafka's {name} = {_toml(said)}"
-                )
+            if key == "required_acks":
+                self._take_acks(value)
+            elif key in _PRODUCER and isinstance(value, int | float):
+                name, factor, least = _PRODUCER[key]
+                self._producer[name] = max(least, int(value * factor))
+            elif key == "compression_codec":
+                self._producer["compression.type"] = str(value)
             else:
                 self._note(f"producer.{key}", value)
+
+    def _take_acks(self, value: Any) -> None:
+        """Take it if it is what an idempotent producer needs."""
+        if str(value) in ("all", "-1", ":all"):
+            self._producer["acks"] = "all"
+        else:
+            self._note("producer.required_acks", value)
 
     def _take_logger(self, found: Any) -> None:
         if not isinstance(found, dict):
@@ -283,49 +290,28 @@ class _Translation:
             yield f"max_retries = {self._max_retries}"
         backoff = self._backoff_of(f"{where}.backoff", found.get("backoff") or {})
         backoff = self._backoff | backoff
-        if backoff:
-            pairs = ", ".join(f"{key} = {_toml(v)}" for key, v in backoff.items())
-            yield f"backoff = {{ {pairs} }}"
-        yield from self._concurrency(where, found)
-        yield from self._own_kafka(where, found)
+        if found.get("max_concurrency") is not None:
+            yield f"max_concurrency = {_toml(found['max_concurrency'])}"
+        for name, table in (("backoff", backoff), ("kafka", self._own_kafka(found))):
+            if table:
+                pairs = ", ".join(f"{_key(k)} = {_toml(v)}" for k, v in table.items())
+                yield f"{name} = {{ {pairs} }}"
         for key, value in found.items():
             if key not in _TAKEN and value is not None:
                 self._note(f"{where}.{key}", value)
 
-    def _concurrency(self, where: str, found: Mapping[str, Any]) -> Iterator[str]:
-        many = found.get("max_concurrency")
-        if many is None or many == 1:
-            return
-        if "max_concurrency" in ListenerConfig.model_fields:
-            yield f"max_concurrency = {_toml(many)}"
-        else:
-            self._notes.append(
-                f"{where}.max_concurrency = {_toml(many)}: start as many processes of "
-                "kappa-log run; Kafka spreads the partitions over them"
-            )
-
-    def _own_kafka(self, where: str, found: Mapping[str, Any]) -> Iterator[str]:
-        """Yield what librdkafka is told for this listener."""
-        own = {
+    def _own_kafka(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what librdkafka is told for this listener alone."""
+        fetching = {
             name: int(found[key] * factor)
             for key, (name, factor) in _FETCH.items()
             if isinstance(found.get(key), int | float)
-        } | {
+        }
+        return fetching | {
             name: _milliseconds(key, found[key])
             for key, name in _SECONDS.items()
             if isinstance(found.get(key), int | float)
         }
-        if "kafka" in ListenerConfig.model_fields:
-            pairs = ", ".join(f"{_toml(key)} = {_toml(v)}" for key, v in own.items())
-            if own:
-                yield f"kafka = {{ {pairs} }}"
-            return
-        for name, value in own.items():
-            if self._kafka.setdefault(name, value) != value:
-                self._notes.append(
-                    f"{where}: {name} = {value} contradicts an earlier listener; "
-                    "[kafka] is for all of them"
-                )
 
     def _backoff_of(self, where: str, found: Any) -> dict[str, Any]:
         backoff: dict[str, Any] = {}
@@ -354,12 +340,16 @@ class _Translation:
         yield ""
         yield "[database]"
         yield 'url = "sqlite:///kappa_log.db"      # or postgresql+psycopg://…'
-        for name, values in (("kafka", self._kafka), ("log", self._log)):
+        for name, values in (
+            ("kafka", self._kafka),
+            ("producer", self._producer),
+            ("log", self._log),
+        ):
             if values:
                 yield ""
                 yield f"[{name}]"
                 for key, value in values.items():
-                    yield f"{_toml(key) if '.' in key else key} = {_toml(value)}"
+                    yield f"{_key(key)} = {_toml(value)}"
         for section in sections:
             yield from section
         yield ""
@@ -419,6 +409,10 @@ def _handler(name: str) -> str:
     *modules, kind = name.split("::")
     folders = [_WORDS.sub("_", module).lower() for module in modules]
     return f"{'.'.join(folders) or 'handlers'}:{kind}"
+
+
+def _key(name: str) -> str:
+    return _toml(name) if "." in name else name
 
 
 def _toml(value: Any) -> str:

@@ -25,14 +25,10 @@ OURS = "kappa_log"
 class _Stderr(logging.StreamHandler[Any]):
     """Writes to what is stderr when something is logged."""
 
-    @property
     @override
-    def stream(self) -> Any:
-        return sys.stderr
-
-    @stream.setter
-    @override
-    def stream(self, _: Any) -> None: ...
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def configure(*, form: str, level: str) -> list[Subscription]:

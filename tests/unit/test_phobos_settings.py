@@ -111,11 +111,26 @@ def test_what_there_is_a_setting_for_is_set(tmp_path: Path) -> None:
             "heartbeat.interval.ms": 10_000,
         }.items()
     )
+    assert (
+        config.producer.items()
+        >= {
+            "request.timeout.ms": 5000,
+            "acks": "all",
+        }.items()
+    )
     assert (config.log.format, config.log.level) == ("json", "warning")
     orders, refunds = config.listeners
     assert (orders.topic, orders.group_id) == ("orders", "billing")
     assert orders.handler == "shop:OrdersHandler"
     assert (orders.start, orders.max_retries) == ("latest", 3)
+    assert orders.max_concurrency == 2
+    assert orders.kafka == {
+        "max.partition.fetch.bytes": 524_288,
+        "fetch.min.bytes": 1,
+        "fetch.wait.max.ms": 5000,
+        "session.timeout.ms": 30_000,
+        "heartbeat.interval.ms": 20_000,
+    }
     assert (orders.backoff.min_ms, orders.backoff.max_ms) == (500, 60_000)
     assert refunds.handler == "handlers:RefundsHandler"
     assert (refunds.start, refunds.backoff.min_ms) == ("earliest", 1000)
@@ -135,7 +150,6 @@ def test_what_there_is_no_setting_for_is_listed_with_the_reason(
         "statsd": "no key of Phobos that is known",
         "kafka.partitioner": "consistent_random",
         "producer.persistent_connections = true": "librdkafka keeps its connections",
-        "producer.ack_timeout = 5": "librdkafka's request.timeout.ms = 5000",
         'logger.file = "log/phobos.log"': "logs go to stderr",
     }.items():
         assert re.search(f"#   {re.escape(key)}.*: .*{re.escape(reason)}", made), key
