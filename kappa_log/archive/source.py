@@ -295,15 +295,13 @@ class ArchiveReader:
         for group in self._groups_read:
             if position in group.span:
                 return group
-        ahead = self._taken_ahead()
-        if ahead is None or position not in ahead.span:
+        found = self._taken_ahead()
+        if found is None or position not in found.span:
             index = bisect_right(self._firsts, position) - 1
-            ahead = self._source.submit(self._load_at, index, position).result()
-            assert ahead is not None, "the archive holds every position up to its end"
-        group = ahead
-        self._groups_read = [*self._groups_read[1 - KEPT :], group]
-        self._ahead = self._source.submit(self._load_after, group)
-        return group
+            found = self._source.submit(self._load_at, index, position).result()
+        self._groups_read = [*self._groups_read[1 - KEPT :], found]
+        self._ahead = self._source.submit(self._load_after, found)
+        return found
 
     def _taken_ahead(self) -> _Group | None:
         """Return what was read ahead; what could not be read is none."""
