@@ -280,9 +280,9 @@ class Consumption:
         standing = self._partitions.standing()
         try:
             found = self._consumer.consume(most, seconds)
-        except KafkaException as error:
+        except KafkaException as raised:
             # So the client tells of a fatal error, sometimes.
-            self._on_error(error.args[0])
+            self._on_error(raised.args[0])
             return False
         for message in found:
             error = message.error()
