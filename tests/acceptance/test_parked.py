@@ -185,9 +185,10 @@ def _asked(world: ApiWorld, path: str, status: int = 200, **body: Any) -> Any:
 def test_the_api_lists_and_retries_parked_keys(world: ApiWorld) -> None:
     """One, all, or as a trial; what cannot be is told as everywhere."""
     assert _asked(world, "")["live"]["parked"] == 2
-    assert 'kappa_log_parked_keys{projection="things"} 2.0' in world.client.get(
-        "/metrics"
-    ).get_data(as_text=True)
+    assert (
+        'kappa_log_projection_parked_keys{projection="things"} 2.0'
+        in world.client.get("/metrics").get_data(as_text=True)
+    )
     found = _asked(world, "/parked?limit=1")
     assert [(one["key"], one["position"], one["waiting"]) for one in found] == [
         ("e1", 4, 2)
