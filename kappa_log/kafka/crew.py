@@ -31,6 +31,7 @@ from kappa_log.kafka.consume import (
 )
 from kappa_log.listeners import configured_listener
 from kappa_log.storage.database import Database
+from kappa_log.telemetry import notices
 
 _TICK_SECONDS = 0.1
 
@@ -142,6 +143,12 @@ class _Member:
         longest = min(restart.min_ms * 2 ** min(crashes - 1, 32), restart.max_ms)
         # Jitter: consumers that crashed together do not come back together.
         seconds = random.uniform(longest / 2, longest) / 1000  # noqa: S311
+        facts = {
+            "listener_id": self.id,
+            "retry_count": crashes,
+            "waiting_time": round(seconds, 3),
+        }
+        notices.tell("listener_crashed", facts, error=error)
         frames = traceback.extract_tb(error.__traceback__)
         place = f" at {frames[-1].name}, line {frames[-1].lineno}" if frames else ""
         self._on_notice(

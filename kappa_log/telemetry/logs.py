@@ -77,6 +77,7 @@ def configure(*, form: str, level: str) -> list[Subscription]:
     if form == "console" and level != "debug":
         return []
     return [
+        notices.subscribe("listener_crashed", _crash),
         notices.subscribe("batch_committed", _batch),
         notices.subscribe("projection_folded", _fold),
         notices.subscribe("failure_settled", _settled),
@@ -101,6 +102,12 @@ def _batch(notice: Notice) -> None:
     )
     for failure in facts["failures"]:
         log.warning("record failed", **failure)
+
+
+def _crash(notice: Notice) -> None:
+    facts = dict(notice.payload)
+    error = facts.pop("exception_object")
+    logger().error("listener crashed", **facts, exc_info=error)
 
 
 def _fold(notice: Notice) -> None:

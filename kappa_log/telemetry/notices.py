@@ -35,6 +35,7 @@ NAMES: Mapping[str, str] = {
     "batch_committed": "A batch is in the log.",
     "failure_settled": "A kept failure became an event, a skip or a duplicate.",
     "partition_read": "How far a partition of a topic is read.",
+    "listener_crashed": "A consumer crashed; another takes its place after a wait.",
     "projection_folded": "Rows and cursor of a build were written.",
     "projection_seen_to": "A live build is at the head, or waits at its cursor.",
 }

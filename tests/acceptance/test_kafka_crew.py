@@ -21,6 +21,7 @@ from typing_extensions import override
 from kappa_log.cli import run
 from kappa_log.decoders import registry
 from kappa_log.errors import ConfigError, RegistryUnavailable
+from kappa_log.telemetry.notices import Notice, subscribe
 from support.kafka_broker import RealBroker
 from support.mock_broker import MockBroker
 from support.topics import Shop
@@ -79,7 +80,12 @@ def test_a_listener_that_crashed_goes_on_where_the_log_says(real: Shop) -> None:
     shop.configure(SOON)
     publish(shop, *range(8))
 
-    with shop.running(on_progress=raising("", 2)) as running:
+    crashes: list[Notice] = []
+
+    with (
+        subscribe("listener_crashed", crashes.append),
+        shop.running(on_progress=raising("", 2)) as running,
+    ):
         running.wait_for(lambda: running.told("crashed: OSError") >= 1, "a crash")
         publish(shop, *range(8, 12))
         running.wait_for(lambda: len(shop.events()) == 12, "all of them")
@@ -88,6 +94,8 @@ def test_a_listener_that_crashed_goes_on_where_the_log_says(real: Shop) -> None:
     assert running.told(": the screen is full at told, line ")
     (report,) = running.reports
     assert report.counts.acked == 12
+    assert [crash.payload["exception"][0] for crash in crashes] == ["OSError"] * 2
+    assert [crash.payload["retry_count"] for crash in crashes] == [1, 1]
     assert shop.app.verify().ok
 
 
