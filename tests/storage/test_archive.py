@@ -100,6 +100,8 @@ def test_an_export_writes_what_is_new(app: KappaLog, there: Path) -> None:
     """Sealed segments stay; the open one moves into a longer one; nothing is left."""
     first = app.export()
     before = files(there)
+    # On the day of the open segment: its events move into a longer one.
+    app._clock.move(-60 * 17)  # type: ignore[attr-defined]  # noqa: SLF001
     fill(app, rounds=1, begin=3)
 
     planned = app.export(dry_run=True)
@@ -130,6 +132,8 @@ def test_an_export_writes_what_is_new(app: KappaLog, there: Path) -> None:
         assert dates == {segment.date}
     assert all(segment.sealed for segment in manifest.segments[:-1])
     assert app.verify_archive().findings == []
+    app.export(str(there.with_name("fresh")))
+    assert files(there.with_name("fresh")) == files(there)
 
 
 def test_segments_have_the_columns_of_the_log(app: KappaLog) -> None:

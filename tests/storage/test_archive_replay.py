@@ -157,6 +157,7 @@ def test_a_kept_shadow_is_promoted_without_the_archive(app: KappaLog) -> None:
     shutil.rmtree(Path(app.config.folder, "archive"))
 
     assert app.promote("everything").promoted
+    assert app.replays()[0].request["source"] == "sql"
 
 
 # --- what cannot be read -------------------------------------------------------------
