@@ -35,6 +35,7 @@ COMMANDS = [
     "export",
     "import",
     "verify",
+    "sql",
     "serve",
     "token",
     "init-events-api",

@@ -524,14 +524,27 @@ def test_too_many_partitions_are_refused(
 # --- run --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("on_error", "said"),
+    [
+        ("park", "projection 'broken': the fold failed for 1 key more"),
+        ("stop", "'broken' failed on the event at position"),
+    ],
+)
 def test_run_keeps_rows_up_with_the_topic(
-    kafka_broker: RealBroker, database_url: str, tmp_path: Path
+    kafka_broker: RealBroker,
+    database_url: str,
+    tmp_path: Path,
+    on_error: str,
+    said: str,
 ) -> None:
-    """A record is a row soon after; a projection that fails stops nothing else."""
+    """A record is a row soon after; a fold that fails stops nothing else."""
     topic = kafka_broker.new_topic(2)
     (tmp_path / "views_of_it.py").write_text(PROJECTIONS.format(topic=topic))
     with Shop(kafka_broker, topic, database_url, tmp_path) as shop:
-        shop.configure(kafka=QUICK, projections={"modules": ["views_of_it"]})
+        shop.configure(
+            kafka=QUICK, projections={"modules": ["views_of_it"], "on_error": on_error}
+        )
 
         def totals() -> dict[str, int]:
             if shop.app.projection("totals").live is None:
@@ -555,8 +568,8 @@ def test_run_keeps_rows_up_with_the_topic(
                 running.wait_for(partial(come_to, total), "the rows")
 
         assert totals() == {"1": 2, "2": 3, "3": 1, "4": 1}
-        assert running.told("'broken' failed on the event at position") == 1
-        assert running.told("two is too many") == 1
+        assert running.told(said) == 1
+        assert running.told("two is too many") == (on_error == "stop")
         assert shop.app.verify(names=["totals"]).ok
 
 

@@ -381,7 +381,7 @@ def test_options_that_are_no_text_are_refused_by_name(shop: Shop) -> None:
 @pytest.mark.parametrize(
     ("more", "handler", "message"),
     [
-        ("", "Missing", "Missing is no subclass of kappa_log.Handler"),
+        ("", "Missing", "has no Missing"),
         ('decoder = "jsn"', "Orders", "decoder 'jsn' is not known; use one of: json"),
         (
             'dedupe = "payloads"',

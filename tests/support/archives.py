@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from typing_extensions import override
 
 from kappa_log import Event, Handler, KappaLog, Projection, ack, chain, projection
-from kappa_log.codec import Decoded, decode_json
+from kappa_log.codec import Decoded, Headers, decode_json
 from kappa_log.config import load_config
 from kappa_log.decide import Portion
 from kappa_log.handler import Metadata
@@ -46,9 +46,9 @@ class Deciding(Handler):
         return ack(found.get("who"), found.get("at"), found.get("type"), "1")
 
 
-def raw_json(value: bytes) -> Decoded:
+def raw_json(value: bytes, headers: Headers) -> Decoded:
     """Decode as if the bytes had been another format's."""
-    found = decode_json(value)
+    found = decode_json(value, headers)
     return Decoded(found.text, found.payload, value)
 
 
