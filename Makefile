@@ -1,7 +1,7 @@
 # Needs Python 3.11 or newer and make; the rest is installed into .venv.
 # Appended where they say: DEMO_ARGS, NOTEBOOK_ARGS, TEST_ARGS, BENCH_ARGS; JOBS test processes.
 BIN := .venv/bin
-JOBS ?= 2
+JOBS ?= 3
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
