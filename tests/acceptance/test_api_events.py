@@ -19,7 +19,7 @@ def world(database_url: str, tmp_path: Path) -> Iterator[ApiWorld]:
     """Give an application over an empty log."""
     found = ApiWorld(database_url, tmp_path)
     yield found
-    found.log.close()
+    found.close()
 
 
 def _ids(world: ApiWorld, path: str) -> list[int]:

@@ -23,7 +23,7 @@ def world(database_url: str, tmp_path: Path) -> Iterator[ApiWorld]:
         found.put_failure(a_failure(number, fingerprint=print_))
     found.script(ACKING)
     yield found
-    found.log.close()
+    found.close()
 
 
 def _post(world: ApiWorld, path: str, **body: Any) -> tuple[int, Any]:

@@ -63,7 +63,7 @@ def world(database_url: str, tmp_path: Path) -> Iterator[ApiWorld]:
     )
     found.log.project()
     yield found
-    found.log.close()
+    found.close()
 
 
 def _get(world: ApiWorld, path: str, status: int = 200) -> Any:
@@ -379,7 +379,7 @@ def test_a_fold_that_fails_is_told_with_its_replay(
     assert (told["state"], told["outcome"]) == ("unfinished", None)
     assert "position 2" in told["error"]
     assert _post(found, f"/v1/replays/{begun['id']}/cancel")["state"] == "ended"
-    found.log.close()
+    found.close()
 
 
 def test_a_log_that_is_large_is_not_verified_while_a_client_waits(

@@ -33,7 +33,7 @@ def world(database_url: str, tmp_path: Path) -> Iterator[ApiWorld]:
     for number in (1, 2, 3):
         found.put_failure(a_failure(number))
     yield found
-    found.log.close()
+    found.close()
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def guarded(database_url: str, tmp_path: Path) -> Iterator[ApiWorld]:
     found.script(ACKING)
     found.put_failure(a_failure(1))
     yield found
-    found.log.close()
+    found.close()
 
 
 def _kept(world: ApiWorld) -> int:

@@ -76,7 +76,7 @@ def test_what_is_answered_is_as_described(database_url: str, tmp_path: Path) -> 
         check()
 
     world.app.extensions["kappa_log_jobs"].stop()
-    world.log.close()
+    world.close()
     assert len(CHECKS) == 5
     assert len(names) > 25
 
@@ -106,7 +106,7 @@ def test_every_route_is_described(sqlite_url: str, tmp_path: Path) -> None:
 
     assert described == routes
     assert document["openapi"].startswith("3.1")
-    world.log.close()
+    world.close()
 
 
 def test_every_operation_says_what_it_answers(sqlite_url: str, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_every_operation_says_what_it_answers(sqlite_url: str, tmp_path: Path) -
     used = set(re.findall(r"#/components/schemas/([\w.]+)", str(document)))
     assert used <= set(document["components"]["schemas"])
     assert "security" not in document
-    world.log.close()
+    world.close()
 
 
 def test_tokens_are_described_where_they_are_needed(
@@ -144,4 +144,4 @@ def test_tokens_are_described_where_they_are_needed(
 
     assert found.json is not None
     assert found.json["security"] == [{"token": []}]
-    world.log.close()
+    world.close()

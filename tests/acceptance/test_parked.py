@@ -172,7 +172,7 @@ def world(database_url: str, tmp_path: Path) -> Iterator[ApiWorld]:
     append(found.log, tmp_path / "things.jsonl", objects)
     found.log.project()
     yield found
-    found.log.close()
+    found.close()
 
 
 def _asked(world: ApiWorld, path: str, status: int = 200, **body: Any) -> Any:
@@ -237,4 +237,4 @@ def test_only_operators_retry(database_url: str, tmp_path: Path) -> None:
     tried = world.client.post(f"{path}/retry", json={"all": True}, headers=headers)
 
     assert (looked.status_code, tried.status_code) == (200, 403)
-    world.log.close()
+    world.close()

@@ -116,4 +116,4 @@ def test_a_case_of_the_original(
             _check(step["expect"], _ask(world, step["request"]))
         _check_after(world, case.get("after", {}))
     finally:
-        world.log.close()
+        world.close()

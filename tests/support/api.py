@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 from kappa_log import KappaLog, Projection
 from kappa_log.config import load_config
 from kappa_log.web import create_app
+from kappa_log.web.replays import JOBS
 
 UNKNOWN = datetime(1970, 1, 1, tzinfo=UTC)
 """When a row was made that does not say it."""
@@ -85,6 +86,15 @@ class ApiWorld:
         options = {"needs_token": False, "hosts": ["localhost", "127.0.0.1"]} | how
         self.app = create_app(self.log, **options)
         self._source: int | None = None
+
+    def close(self) -> None:
+        """End the jobs, then close the log.
+
+        A replay's row says that it ended a moment before its thread does, and that
+        still has a connection, which nobody would close after the log was.
+        """
+        self.app.extensions[JOBS].stop()
+        self.log.close()
 
     @property
     def client(self) -> FlaskClient:
