@@ -1,0 +1,28 @@
+"""What customers bought, and what was shipped."""
+
+from dataclasses import dataclass
+
+from kappa_log import Event, projection, sql_projection
+
+
+@dataclass(frozen=True)
+class Customer:
+    """The orders of one customer."""
+
+    orders: int = 0
+    pieces: int = 0
+
+
+@projection(topics=["orders"], version=1)
+def customers(state: Customer | None, event: Event) -> Customer:
+    """Count a customer's orders."""
+    state = state or Customer()
+    return Customer(state.orders + 1, state.pieces + event.payload["pieces"])
+
+
+shipments = sql_projection(
+    name="shipments_of_orders",
+    version=1,
+    topics=["shipments"],
+    columns={"times": "count(*)", "shipped_at": "max(event_time)"},
+)
