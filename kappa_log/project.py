@@ -264,6 +264,7 @@ class Runner:
         self._read_parked(connection)
         for after, until in spans(self.cursor, upto, page_events(self._projection)):
             self._folding.apply(self._reader.page(after, until, connection))
+        self._folding.complete()
         self._write(connection, upto)
 
     def _run_carefully(
@@ -360,7 +361,6 @@ class Runner:
 
     def _write(self, connection: sa.Connection, until: Position) -> int:
         """Write what was folded up to a position; return how many rows changed."""
-        self._folding.complete()
         check_groups(connection, self._database, self._projection)
         # The cursor first: who finds it moved has written nothing, and waits for
         # nobody's rows.

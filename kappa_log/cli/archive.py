@@ -108,10 +108,8 @@ def import_(app: KappaLog, /, *, url: str | None, as_json: bool) -> None:
 
 def print_archive(report: ArchiveReport) -> None:
     """Print what was verified of an archive."""
-    verdict = "verified" if report.ok else "NOT VERIFIED"
-    colour = "green" if report.ok else "red"
-    output.line(output.style(verdict, output.stdout(), fg=colour, bold=True))
-    output.print_fields(
+    output.print_verdict(
+        report,
         [
             ("archive", report.url),
             ("files", report.files),
@@ -121,13 +119,7 @@ def print_archive(report: ArchiveReport) -> None:
             ("head", report.head or None),
             ("compared with the log", report.compared),
         ],
-        indent="  ",
     )
-    for finding in report.findings:
-        where = "" if finding.position is None else f" at position {finding.position:,}"
-        output.line(f"  {finding.what}{where}: {output.safe(finding.message)}")
-    for limit in report.limits:
-        output.say(f"Not proved: {limit}")
 
 
 def _print_export(report: ExportReport) -> None:

@@ -218,10 +218,8 @@ def _verify_archive(app: KappaLog, url: str | None, *, as_json: bool) -> int:
 
 
 def _print_verdict(report: VerifyReport) -> None:
-    verdict = "verified" if report.ok else "NOT VERIFIED"
-    colour = "green" if report.ok else "red"
-    output.line(output.style(verdict, output.stdout(), fg=colour, bold=True))
-    output.print_fields(
+    output.print_verdict(
+        report,
         [
             ("events", report.events),
             ("checkpoints", report.checkpoints),
@@ -229,10 +227,4 @@ def _print_verdict(report: VerifyReport) -> None:
             ("head", report.head),
             ("projections", ", ".join(report.projections) or None),
         ],
-        indent="  ",
     )
-    for finding in report.findings:
-        where = "" if finding.position is None else f" at position {finding.position:,}"
-        output.line(f"  {finding.what}{where}: {output.safe(finding.message)}")
-    for limit in report.limits:
-        output.say(f"Not proved: {limit}")

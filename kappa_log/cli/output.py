@@ -24,9 +24,11 @@ import click
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from kappa_log.archive.check import ArchiveReport
     from kappa_log.config import LogConfig
     from kappa_log.events import Event
     from kappa_log.telemetry.notices import Subscription
+    from kappa_log.verify import VerifyReport
 
 MIN_COLUMN = 8
 """Narrowest that a column of text becomes before a table turns into records."""
@@ -287,6 +289,21 @@ def print_fields(fields: Iterable[tuple[str, object]], indent: str = "") -> None
     width = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
         line(f"{indent}{name:<{width}}  {value}".rstrip())
+
+
+def print_verdict(
+    report: VerifyReport | ArchiveReport, fields: Iterable[tuple[str, object]]
+) -> None:
+    """Write whether something was verified, facts about it, and what is wrong."""
+    verdict = "verified" if report.ok else "NOT VERIFIED"
+    colour = "green" if report.ok else "red"
+    line(style(verdict, stdout(), fg=colour, bold=True))
+    print_fields(fields, indent="  ")
+    for finding in report.findings:
+        where = "" if finding.position is None else f" at position {finding.position:,}"
+        line(f"  {finding.what}{where}: {safe(finding.message)}")
+    for limit in report.limits:
+        say(f"Not proved: {limit}")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -13,9 +13,10 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from support.api import ask
 
 ORDERS = "".join(f'{{"id":"e{n % 7}","n":{n}}}\n' for n in range(3000))
 
@@ -71,18 +72,6 @@ def served(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[
             yield process.stdout.readline().strip(), process
         finally:
             process.kill()
-
-
-def ask(url: str, method: str = "GET", **body: Any) -> Any:
-    """Send a request and return the JSON of its answer."""
-    request = urllib.request.Request(  # noqa: S310 - our own server
-        url,
-        json.dumps(body).encode() if body else None,
-        {"Content-Type": "application/json"},
-        method=method,
-    )
-    with urllib.request.urlopen(request, timeout=120) as response:  # noqa: S310
-        return json.load(response)
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from kappa_log.app import KappaLog
-from kappa_log.cli import run
+from support.typed import Type, typist
 
 BIKES = '''
 from dataclasses import dataclass
@@ -39,21 +38,6 @@ RIDES = [
 INGEST = ("--topic", "rides", "--entity-id", "bike", "--event-time", "at")
 
 
-class Typed(NamedTuple):
-    """What a command printed."""
-
-    out: str
-    err: str
-
-    @property
-    def json(self) -> list[Any]:
-        """The JSON lines of stdout."""
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Type = Callable[..., Typed]
-
-
 @pytest.fixture
 def typed(
     database_url: str,
@@ -71,15 +55,7 @@ def typed(
     lines = [json.dumps(ride) for ride in RIDES]
     (tmp_path / "rides.jsonl").write_text("\n".join([*lines, lines[0], "{bad"]) + "\n")
 
-    def type_(*arguments: str, code: int = 0) -> Typed:
-        capsys.readouterr()
-        ended = run(list(arguments))
-        said = Typed(*capsys.readouterr())
-        assert ended == code, said
-        assert "Traceback" not in said.err
-        return said
-
-    return type_
+    return typist(capsys)
 
 
 @pytest.fixture

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
-from kappa_log.cli import run
 from support.poison import Poisoned
-
-
-class Typed(NamedTuple):
-    """What a command printed."""
-
-    out: str
-    err: str
-
-    @property
-    def json(self) -> list[Any]:
-        """The JSON lines of stdout."""
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Type = Callable[..., Typed]
+from support.typed import Type, Typed, typist
 
 
 @pytest.fixture
@@ -50,14 +33,11 @@ def world(
 @pytest.fixture
 def typed(world: Poisoned, capsys: pytest.CaptureFixture[str]) -> Type:
     """Type commands in the folder of the log."""
+    plainly = typist(capsys)
 
     def type_(*arguments: str, code: int = 0) -> Typed:
         assert Path.cwd() == world.folder
-        capsys.readouterr()
-        ended = run(list(arguments))
-        said = Typed(*capsys.readouterr())
-        assert ended == code, said
-        assert "Traceback" not in said.err
+        said = plainly(*arguments, code=code)
         assert not [line for line in said.err.splitlines() if len(line) > 80]
         return said
 

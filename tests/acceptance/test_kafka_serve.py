@@ -6,16 +6,16 @@ import json
 import signal
 import socket
 import threading
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from kappa_log.cli import run
+from support.api import ask
 from support.topics import QUICK, Command, Shop
 
 if TYPE_CHECKING:
@@ -53,18 +53,6 @@ def shop_of(broker: RealBroker, url: str, folder: Path) -> Iterator[Shop]:
         shop.configure(kafka=QUICK, projections={"modules": [module]})
         shop.app.create_database()
         yield shop
-
-
-def ask(url: str, method: str = "GET", **body: Any) -> Any:
-    """Send a request and return the JSON of its answer."""
-    request = urllib.request.Request(  # noqa: S310 - our own server
-        url,
-        json.dumps(body).encode() if body else None,
-        {"Content-Type": "application/json"},
-        method=method,
-    )
-    with urllib.request.urlopen(request, timeout=120) as response:  # noqa: S310
-        return json.load(response)
 
 
 def serving(shop: Shop, *options: str) -> Command:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from kappa_log.cli import run
 from support.api import ApiWorld
 from support.logs import append
 from support.tallies import knows, sums, tallies
+from support.typed import Type, typist
 
 BIKES = '''
 from kappa_log import Event, projection
@@ -36,21 +36,6 @@ RIDES = [
 ]
 
 
-class Typed(NamedTuple):
-    """What a command printed."""
-
-    out: str
-    err: str
-
-    @property
-    def json(self) -> list[Any]:
-        """The JSON lines of stdout."""
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Type = Callable[..., Typed]
-
-
 @pytest.fixture
 def typed(
     database_url: str,
@@ -67,14 +52,7 @@ def typed(
     (tmp_path / "projections" / "bikes.py").write_text(BIKES)
     (tmp_path / "rides.jsonl").write_text("".join(json.dumps(r) + "\n" for r in RIDES))
 
-    def type_(*arguments: str, code: int = 0) -> Typed:
-        capsys.readouterr()
-        ended = run(list(arguments))
-        said = Typed(*capsys.readouterr())
-        assert ended == code, said
-        assert "Traceback (" not in said.err
-        return said
-
+    type_ = typist(capsys)
     type_("db", "create")
     type_("ingest", "rides.jsonl", "--topic", "rides", "--entity-id", "bike")
     return type_

@@ -16,7 +16,7 @@ import pytest
 
 from kappa_log import KappaLog
 from kappa_log.errors import KappaLogError, LostRace, NotFound
-from support.poison import Poisoned
+from support.poison import Poisoned, bad
 
 RACES = 250
 """Failures that two retry at once, on each database."""
@@ -31,11 +31,6 @@ def world(
     with Poisoned(database_url, tmp_path, "Writing") as found:
         found.make_effects()
         yield found
-
-
-def bad(n: int, **more: Any) -> dict[str, Any]:
-    """Return a payload that fails until the handler is fixed."""
-    return {"do": "raise", "n": n} | more
 
 
 def at_once(*acts: Callable[[], object]) -> list[Any]:

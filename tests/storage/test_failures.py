@@ -23,7 +23,7 @@ from kappa_log.errors import (
     RetryFailed,
 )
 from kappa_log.storage import ledger
-from support.poison import Poisoned
+from support.poison import Poisoned, bad
 
 BAD = {"do": "raise"}
 
@@ -36,11 +36,6 @@ def world(
     monkeypatch.syspath_prepend(tmp_path)
     with Poisoned(database_url, tmp_path) as found:
         yield found
-
-
-def bad(n: int, **more: Any) -> dict[str, Any]:
-    """Return a payload that fails until the handler is fixed."""
-    return BAD | {"n": n} | more
 
 
 # --- retry -------------------------------------------------------------------

@@ -19,6 +19,7 @@ from kappa_log import Event, KappaLog, Notice, Projection, UsageError, projectio
 from kappa_log.records import Record
 from kappa_log.telemetry import notices, tracing
 from kappa_log.telemetry.metrics import ProcessMetrics
+from support.kinds import on_both
 from support.poison import Poisoned
 
 OF_OLD = {
@@ -31,17 +32,6 @@ CHECK, ACTION = "event_already_exists_check", "event_action"
 ACKED, SKIPPED = "event_acknowledged", "event_skipped"
 AGAIN, AROUND = "event_already_consumed", "around_consume"
 SEED = (CHECK, ACTION, ACKED, SKIPPED, AGAIN, AROUND)
-
-
-@pytest.fixture
-def url(request: pytest.FixtureRequest) -> str:
-    """Give the URL of an empty database: SQLite's, unless a test is for both kinds."""
-    kind = getattr(request, "param", "sqlite")
-    found: str = request.getfixturevalue(f"{kind}_url")
-    return found
-
-
-on_both = pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
 
 
 @pytest.fixture

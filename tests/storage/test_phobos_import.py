@@ -16,22 +16,12 @@ from kappa_log import KappaLog
 from kappa_log.errors import ConfigError, SourceDiverged, SourceError
 from kappa_log.phobos import importer
 from kappa_log.phobos.importer import PhobosReport
+from support.kinds import on_both
 from support.logs import open_log
 from support.phobos import Old, old_json
 from support.processes import Worker
 
 ORDER = '{"id":7, "note":"<a> & b"}'
-
-
-@pytest.fixture
-def url(request: pytest.FixtureRequest) -> str:
-    """Give the URL of an empty database: SQLite's, unless a test is for both kinds."""
-    kind = getattr(request, "param", "sqlite")
-    found: str = request.getfixturevalue(f"{kind}_url")
-    return found
-
-
-on_both = pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
 
 
 @pytest.fixture

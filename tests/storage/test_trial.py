@@ -10,7 +10,7 @@ import pytest
 
 from kappa_log import failures as retries
 from kappa_log.errors import UsageError
-from support.poison import Poisoned
+from support.poison import Poisoned, bad
 
 
 @pytest.fixture
@@ -22,11 +22,6 @@ def world(
     with Poisoned(database_url, tmp_path, "Writing") as found:
         found.make_effects()
         yield found
-
-
-def bad(n: int, **more: Any) -> dict[str, Any]:
-    """Return a payload that fails until the handler is fixed."""
-    return {"do": "raise", "n": n} | more
 
 
 def told(world: Poisoned, **chosen: Any) -> list[tuple[int, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -219,3 +220,15 @@ def a_failure(number: int, **changes: Any) -> dict[str, Any]:
         "fingerprint": "f1",
     }
     return row | changes
+
+
+def ask(url: str, method: str = "GET", **body: Any) -> Any:
+    """Send a request and return the JSON of its answer."""
+    request = urllib.request.Request(  # noqa: S310 - our own server
+        url,
+        json.dumps(body).encode() if body else None,
+        {"Content-Type": "application/json"},
+        method=method,
+    )
+    with urllib.request.urlopen(request, timeout=120) as response:  # noqa: S310
+        return json.load(response)

@@ -366,3 +366,8 @@ def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 """
+
+
+def bad(n: int, **more: Any) -> dict[str, Any]:
+    """Return a payload that fails until the handler is fixed."""
+    return {"do": "raise", "n": n} | more
