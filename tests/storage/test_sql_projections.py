@@ -11,7 +11,9 @@ import pytest
 import sqlalchemy as sa
 
 from kappa_log import KappaLog, ProjectionError, sql_projection
+from kappa_log.project import Runner
 from kappa_log.sqlfold import SqlProjection
+from kappa_log.storage import builds
 from support.logs import append, execute, open_log, rows, set_bounds
 
 SUMS = {
@@ -106,6 +108,27 @@ def test_it_is_replayed_from_an_archive_and_over_its_end(
 
     assert (report.events, report.changed) == (69, 0)
     assert exact(rows(log, "sums", report.build)) == exact(rows(log, "sums"))
+
+
+def test_what_is_folded_within_a_transaction_counts_what_has_no_key(
+    log: KappaLog, tmp_path: Path
+) -> None:
+    """As a swap folds its last events; the count is stored before the rows are."""
+    database, before = log.database, log.projection("sums").live
+    assert before is not None
+    append(log, tmp_path / "things.jsonl", [*objects(9, 4), {"id": None, "n": 1}])
+    without = sum(event.entity_id is None for event in log.events(limit=10))
+
+    with database.write() as connection:
+        build = builds.in_role(connection, database, "sums", "live")
+        assert build is not None
+        runner = Runner(database, build, log.registry.latest("sums"), log.now)
+        runner.fold_within(connection, log.head().position)
+
+    after = log.projection("sums").live
+    assert after is not None
+    assert after.unkeyed - before.unkeyed == without > 0
+    assert log.verify(names=["sums"]).ok
 
 
 def test_it_is_replayed_from_a_start_promoted_undone_explained_and_verified(
