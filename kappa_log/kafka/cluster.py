@@ -32,6 +32,9 @@ from kappa_log.config import Config, ListenerConfig
 from kappa_log.errors import SourceError, UsageError
 from kappa_log.kafka import client
 
+ASK_AGAIN_SECONDS = 0.1
+"""How long a request waits that was refused for now."""
+
 _MOCK = "mockCluster"
 """How librdkafka's in-process broker calls itself; its topics have no ids."""
 
@@ -216,9 +219,7 @@ class Cluster:
 
     def _metadata(self) -> Any:
         admin = self._asked
-        return self._result(
-            "its topics", _begun(lambda: admin.list_topics(timeout=client.SECONDS))
-        )
+        return self._result("its topics", _begun(lambda: _listed(admin)))
 
     @property
     def _asked(self) -> AdminClient:
@@ -237,6 +238,23 @@ class Cluster:
         # That all brokers are down says less than why the last one is.
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
             self._last = error
+
+
+def _listed(admin: AdminClient) -> Any:
+    """Return a cluster's metadata, asking again where the answer may be another soon.
+
+    Brokers that are just starting hang up, or know no leader yet.
+    """
+    end = time.monotonic() + client.SECONDS
+    while True:
+        try:
+            return admin.list_topics(timeout=max(0.1, end - time.monotonic()))
+        except KafkaException as error:
+            found = error.args[0]
+            is_final = found.code() in _ABSENT or client.is_fatal(found)
+            if is_final or time.monotonic() + ASK_AGAIN_SECONDS >= end:
+                raise
+        time.sleep(ASK_AGAIN_SECONDS)
 
 
 T = TypeVar("T")

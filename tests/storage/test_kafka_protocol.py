@@ -14,6 +14,7 @@ from confluent_kafka import KafkaError
 
 from kappa_log.errors import SourceError
 from kappa_log.kafka import consume
+from kappa_log.kafka.cluster import Cluster
 from support.kafka_broker import RealBroker
 from support.mock_broker import Api, MockBroker
 from support.topics import Running, Shop
@@ -178,6 +179,27 @@ def test_a_consumer_begins_in_spite_of_errors(world: World, api: Api) -> None:
         world.read_on(running)
 
     world.check()
+
+
+@pytest.mark.parametrize(
+    "error", [TRANSPORT, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_COORDINATOR]
+)
+def test_topics_are_asked_for_again(world: World, error: int) -> None:
+    """Brokers that are just starting refuse that, too, for a moment."""
+    cluster = Cluster(world.shop.app.config)
+    assert cluster.topic_names() == [world.shop.topic]
+    world.broker.fail(Api.METADATA, *[error] * 3)
+
+    assert cluster.topic_names() == [world.shop.topic]
+
+
+def test_topics_that_may_not_be_seen_are_not_asked_for_again(world: World) -> None:
+    """The answer would be the same."""
+    cluster = Cluster(world.shop.app.config)
+    world.broker.fail(Api.METADATA, *[KafkaError.CLUSTER_AUTHORIZATION_FAILED] * 3)
+
+    with pytest.raises(SourceError, match="Cluster authorization failed"):
+        cluster.topic_names()
 
 
 @pytest.mark.parametrize(
