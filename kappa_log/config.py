@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import random
 import re
 import tomllib
 import warnings
@@ -45,6 +46,16 @@ ENV_PREFIX = "KAPPA_LOG__"
 DEFAULT = "default"
 """Origin of a value that nobody set."""
 
+MIN_CONNECTIONS = 5
+"""Fewest that a process can do with: who holds a lock reads and writes beside it."""
+
+OTHER_CONNECTIONS = 20
+"""Of a process besides its consumers: requests of the API, its jobs, live folding,
+locks that are connections of their own."""
+
+CONSUMER_CONNECTIONS = 3
+"""Of a consumer: it writes a batch, looks at its lanes, and takes others meanwhile."""
+
 _CLIENTS = ("kafka", "producer", "registry")
 """Sections that are handed to a client as they stand, under its own dotted names."""
 
@@ -68,6 +79,8 @@ class DatabaseConfig(_Section):
     """SQLAlchemy URL; a relative SQLite file lies in the configuration's folder."""
     prefix: str = "kappa_log_"
     """First part of the name of each table."""
+    pool_size: int | None = Field(default=None, ge=MIN_CONNECTIONS, le=1000)
+    """Most connections of a process at once; None: all that the settings can use."""
 
 
 class BackoffConfig(_Section):
@@ -80,6 +93,18 @@ class BackoffConfig(_Section):
     def _in_order(self) -> BackoffConfig:
         _check_order(self.min_ms, self.max_ms)
         return self
+
+    def drawn(self, attempts: int) -> float:
+        """Draw how many seconds to wait after so many attempts; 0: none was made.
+
+        The longest wait doubles with each attempt, and the wait is drawn from all of
+        that span, so that many records that wait for one service do not ask it all at
+        once. What was not tried at all waits for people, so about the longest time.
+        """
+        longest = self.max_ms
+        if attempts:
+            longest = min(self.min_ms * 2 ** min(attempts - 1, 32), self.max_ms)
+        return random.uniform(0, longest) / 1000  # noqa: S311
 
 
 class RestartConfig(_Section):
@@ -277,6 +302,14 @@ class Config(BaseSettings):
     @classmethod
     def _join_client_keys(cls, value: object) -> object:
         return _joined(value)
+
+    @property
+    def pool_size(self) -> int:
+        """Most connections to the database that a process may hold at once."""
+        if self.database.pool_size is not None:
+            return self.database.pool_size
+        consumers = sum(listener.max_concurrency for listener in self.listeners)
+        return OTHER_CONNECTIONS + CONSUMER_CONNECTIONS * consumers
 
     def of_listener(self, listener: ListenerConfig) -> Config:
         """Return the settings as one listener has them: its ``kafka`` over all's."""

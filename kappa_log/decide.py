@@ -107,6 +107,8 @@ class Stopped(msgspec.Struct, frozen=True):
     attempt: int
     """How often it was tried."""
     why: str
+    wait: float
+    """Seconds until then."""
     error: BaseException | None = None
     """What its handler raised; None if it was not called."""
 
@@ -389,6 +391,8 @@ class _Decider:
             outcome = self._record(portion, record, message_id, result)
             if attempt is not None:
                 attempt.decide(outcome, _error_of(outcome, result))
+                if result.stopped is not None:
+                    attempt.waiting_time = result.stopped.wait
                 result.told.append(attempt)
             if result.stopped is not None:
                 break
@@ -483,7 +487,7 @@ class _Decider:
                 )
         if parked > MAX_PARKED and portion.attempt is not None:
             why = f"{MAX_PARKED:,} records wait behind a failure of its key"
-            result.stopped = Stopped(record.offset, portion.tries_of(record), why)
+            result.stopped = _stopped(portion, record, portion.tries_of(record), why)
             return True
         self._parked[key] = parked + 1
         result.failed.append(
@@ -500,6 +504,18 @@ class _Decider:
             )
         )
         return True
+
+
+def _stopped(
+    portion: Portion,
+    record: Record,
+    attempt: int,
+    why: str,
+    error: BaseException | None = None,
+) -> Stopped:
+    """Return a record as one to be tried again after a wait that is drawn here once."""
+    wait = portion.listener.backoff.drawn(attempt)
+    return Stopped(record.offset, attempt, why, wait, error)
 
 
 _NOTHING_SAID = Ack(None, None, None, None)
@@ -616,11 +632,11 @@ def _not_consumed(
         # Nor for this; and it was not tried, so it does not count.
         if portion.attempt is None:
             raise error
-        return Stopped(record.offset, portion.tries_of(record), str(error))
+        return _stopped(portion, record, portion.tries_of(record), str(error))
     if call is not None and _is_tried_again(portion, call, error):
         tries = portion.tries_of(record) + 1
         why = f"{type(error).__name__}: {message_of(error)}"
-        return Stopped(record.offset, tries, why, error)
+        return _stopped(portion, record, tries, why, error)
     given = None if call is None else call.received
     failed = _failed(portion, record, error, message_id, given)
     if said is None:

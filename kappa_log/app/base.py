@@ -32,7 +32,9 @@ class Base:
     ) -> None:
         self.config = config or load_config()
         self.database = Database(
-            url or self.config.database.url, self.config.database.prefix
+            url or self.config.database.url,
+            self.config.database.prefix,
+            self.config.pool_size,
         )
         self.interrupted_replay: int | None = None
         """Id of the replay that an interrupt left to be resumed."""

@@ -285,12 +285,12 @@ class Stop(threading.Event):
     """Set when the process is asked to end."""
 
     exit_code = 0
-    """130 after Ctrl-C; 0 after SIGTERM, with which supervisors stop services."""
+    """130 after Ctrl-C; 0 after SIGTERM or SIGQUIT, as supervisors stop services."""
 
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Turn Ctrl-C and SIGTERM into a request to stop after the batch at hand.
+    """Turn Ctrl-C, SIGTERM and SIGQUIT into a request to stop after the batch at hand.
 
     Who asks a second time does not want to wait: the process ends on the spot, and
     what is not committed rolls back.
@@ -311,4 +311,4 @@ def stop_on_signal() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)

@@ -9,11 +9,13 @@ partition that is still ours seeks to its own, and only then are records believe
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import msgspec
 from confluent_kafka import (
@@ -216,17 +218,43 @@ class Consumption:
                 self._tell("no topic matches yet")
                 self._assigned_at = time.monotonic()
             self._impatient_at = time.monotonic() + PATIENCE_SECONDS
-            with started_handler(self._listener.handler):
+            with self._started_handler():
                 is_read = self._read(topics, stop)
         finally:
             lanes = self._where()
             self._is_ending = True
             self.close()
+            if self.has_begun:
+                notices.tell("listener_stopped", self._facts)
         return self.report(lanes, reached_end=is_read)
+
+    @contextlib.contextmanager
+    def _started_handler(self) -> Iterator[None]:
+        """Start the handler, and stop it in the end; subscribers are told of both."""
+        began = time.perf_counter()
+        with (
+            contextlib.ExitStack() as afterwards,
+            started_handler(self._listener.handler),
+        ):
+            seconds = time.perf_counter() - began
+            notices.tell("handler_started", self._facts, seconds=seconds)
+            afterwards.callback(notices.tell, "handler_stopped", self._facts)
+            yield
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        """What subscribers are told of it."""
+        return {
+            "listener_id": self.id,
+            "group_id": self._section.group_id,
+            "topic": self._section.topic,
+            "handler": self._listener.handler_name,
+        }
 
     def _read(self, topics: list[str], stop: threading.Event) -> bool:
         """Turn until told to stop, or at the end; tell whether it is the end."""
         self.has_begun = True
+        notices.tell("listener_started", self._facts)
         is_read = False
         try:
             self._subscription.to(topics)
@@ -237,6 +265,8 @@ class Consumption:
             # The handler is not told to stop while it still is at work.
             self._writer.wait(STOP_SECONDS)
             raise
+        if not is_read:
+            notices.tell("listener_stopping", self._facts)
         self._finish()
         return is_read
 
@@ -390,10 +420,10 @@ class Consumption:
 
     def _hold_back(self, at: At, stopped: Stopped) -> None:
         """Try a record again later; its partition waits, all others go on."""
-        self._partitions.hold_back(at, stopped, self._listener.backoff)
+        self._partitions.hold_back(at, stopped)
         self._trouble.say(
             f"{at[0]} partition {at[1]} waits at offset {stopped.offset}: "
-            f"{stopped.why}; it is tried again in its place",
+            f"{stopped.why}; it is tried again in its place, in {stopped.wait:.1f} s",
             about=f"{at} {stopped.offset}",
         )
 
@@ -546,6 +576,8 @@ class Consumption:
         else:
             self._tell("its last batch did not end in time; it will come again")
         self._marks.commit(now=True)
+        for waiting in self._partitions.held_back():
+            notices.tell("retry_aborted", self._facts | waiting)
         if self._failure is not None:
             raise self._failure
 

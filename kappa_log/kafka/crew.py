@@ -183,6 +183,8 @@ def work(
         while _at_work(crew) and not _failed(crew) and not stop.is_set():
             stop.wait(_TICK_SECONDS)
     finally:
+        ids = [member.id for member in crew]
+        notices.tell("run_stopping", {"listener_ids": ids})
         together.set()
         end = time.monotonic() + STOP_SECONDS + CLOSE_SECONDS + 0.5
         for member in crew:

@@ -7,7 +7,6 @@ they will come again.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -21,7 +20,6 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from kappa_log.config import BackoffConfig
 from kappa_log.decide import Portion, Stopped
 from kappa_log.kafka.lanes import At, Held, LaneKeeper
 from kappa_log.listeners import Listener
@@ -300,22 +298,24 @@ class Partitions:
             del self._later[at]
         return True
 
-    def hold_back(self, at: At, stopped: Stopped, backoff: BackoffConfig) -> None:
-        """Let a partition wait until its next record is tried again.
-
-        The wait doubles with each attempt, and is drawn from all of that span, so
-        that many records that wait for one service do not ask it all at once.
-        """
-        longest = backoff.max_ms
-        # Not tried at all, it waits for people: its key's queue is full.
-        if stopped.attempt:
-            doubled = backoff.min_ms * 2 ** min(stopped.attempt - 1, 32)
-            longest = min(doubled, backoff.max_ms)
-        wait = random.uniform(0, longest) / 1000  # noqa: S311
-        until = time.monotonic() + wait
+    def hold_back(self, at: At, stopped: Stopped) -> None:
+        """Let a partition wait until its next record is tried again."""
+        until = time.monotonic() + stopped.wait
         self._later[at] = _Later(stopped.offset, stopped.attempt, until)
         self._intakes.pop(at, None)
         self._consumer.pause([TopicPartition(*at)])
+
+    def held_back(self) -> list[dict[str, Any]]:
+        """Return topic, partition, offset and attempts of what is to be tried again."""
+        return [
+            {
+                "topic": topic,
+                "partition": partition,
+                "offset": later.offset,
+                "retry_count": later.attempt,
+            }
+            for (topic, partition), later in self._later.items()
+        ]
 
     # --- flow -----------------------------------------------------------------
 

@@ -23,6 +23,9 @@ from kappa_log.storage.schema import Tables
 BUSY_SECONDS = 30
 """How long a writer waits for another before it gives up with DatabaseBusy."""
 
+POOL_SIZE = 20
+"""Most connections at once, where nobody says how many."""
+
 MAX_PREFIX = 10
 """Longest table prefix; with it a build's name still fits 63 bytes."""
 
@@ -41,17 +44,22 @@ class Database:
     Args:
         url: SQLAlchemy URL of a SQLite file or a PostgreSQL database.
         prefix: First part of the name of each table.
+        pool_size: Most connections at once. They are opened as they are needed.
 
     Raises:
         ConfigError: The URL is of no database that can hold a log.
     """
 
-    def __init__(self, url: str, prefix: str = "kappa_log_") -> None:
+    def __init__(
+        self, url: str, prefix: str = "kappa_log_", pool_size: int = POOL_SIZE
+    ) -> None:
         self.url = _checked(url)
         self.prefix = _checked_prefix(prefix)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.tables = Tables(prefix, is_sqlite=self.is_sqlite)
-        self.engine = _sqlite(self.url) if self.is_sqlite else _postgresql(self.url)
+        self.pool_size = pool_size
+        create = _sqlite if self.is_sqlite else _postgresql
+        self.engine = create(self.url, pool_size)
         dbapi = self.engine.dialect.dbapi
         self.driver_errors: tuple[type[Exception], ...] = (
             exc.SQLAlchemyError,
@@ -164,6 +172,13 @@ class Database:
             raise self._translated(error) from error
 
     def _translated(self, error: Exception) -> StorageError:
+        if isinstance(error, exc.TimeoutError):
+            msg = (
+                f"all {self.pool_size} connections of this process to {self.label} "
+                f"were in use for {BUSY_SECONDS} s; nothing was changed; allow more by "
+                "database.pool_size"
+            )
+            return DatabaseBusy(msg)
         origin = getattr(error, "orig", None) or error
         text = " ".join(str(origin).split()) or type(origin).__name__
         state = getattr(origin, "sqlstate", None) or ""
@@ -204,6 +219,15 @@ _TRANSLATIONS: tuple[
         ('fatal: database "',),
         DatabaseMissing,
         "the database {database} does not exist; run: kappa-log db create",
+    ),
+    (
+        ("53300",),
+        ("too many clients", "remaining connection slots", "too many connections"),
+        DatabaseBusy,
+        (
+            "the server of {database} has no connection left ({text}); nothing was "
+            "changed; it allows max_connections, this process database.pool_size"
+        ),
     ),
     (
         ("57P01", "57P02", "57P03", "08000", "08003", "08006"),
@@ -268,9 +292,23 @@ def sqlite_module() -> Any:
     return dbapi2
 
 
-def _sqlite(url: sa.URL) -> sa.Engine:
-    engine = sa.create_engine(
+def _engine(url: sa.URL, pool_size: int, **options: Any) -> sa.Engine:
+    """Make an engine whose connections are counted; the last used is used next."""
+    return sa.create_engine(
         url,
+        poolclass=sa.pool.QueuePool,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=BUSY_SECONDS,
+        pool_use_lifo=True,
+        **options,
+    )
+
+
+def _sqlite(url: sa.URL, pool_size: int) -> sa.Engine:
+    engine = _engine(
+        url,
+        pool_size,
         module=sqlite_module(),
         connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
     )
@@ -296,8 +334,8 @@ def _sqlite(url: sa.URL) -> sa.Engine:
     return engine
 
 
-def _postgresql(url: sa.URL) -> sa.Engine:
-    engine = sa.create_engine(url, pool_pre_ping=True)
+def _postgresql(url: sa.URL, pool_size: int) -> sa.Engine:
+    engine = _engine(url, pool_size, pool_pre_ping=True)
 
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: Any, _: object) -> None:

@@ -35,7 +35,14 @@ NAMES: Mapping[str, str] = {
     "batch_committed": "A batch is in the log.",
     "failure_settled": "A kept failure became an event, a skip or a duplicate.",
     "partition_read": "How far a partition of a topic is read.",
+    "handler_started": "The handler of a consumer is ready.",
+    "listener_started": "A consumer begins to read.",
+    "listener_stopping": "A consumer was asked to stop; its batch at hand ends.",
+    "retry_aborted": "A record waits to be tried again, and its consumer stops.",
+    "handler_stopped": "The handler of a consumer was told to stop.",
+    "listener_stopped": "A consumer has left its group.",
     "listener_crashed": "A consumer crashed; another takes its place after a wait.",
+    "run_stopping": "All consumers of a run are told to stop.",
     "projection_folded": "Rows and cursor of a build were written.",
     "projection_seen_to": "A live build is at the head, or waits at its cursor.",
 }
@@ -184,6 +191,8 @@ class Attempt(msgspec.Struct):
     that is read once more, kept."""
     error: BaseException | None = None
     decided: float = 0.0
+    waiting_time: float = 0.0
+    """Seconds until it is tried again; of what is stopped."""
 
     @classmethod
     def begin(cls, payload: dict[str, Any], looked_up: float) -> Attempt:
@@ -228,7 +237,8 @@ class Attempt(msgspec.Struct):
             case "parked":
                 tell("record_parked", facts)
             case _:
-                tell("record_retried", facts, error=self.error)
+                waiting = {"waiting_time": round(self.waiting_time, 3)}
+                tell("record_retried", facts | waiting, error=self.error)
         is_raised = self.outcome == "stopped"
         tell(
             "around_consume",

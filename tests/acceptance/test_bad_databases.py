@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +271,67 @@ def test_a_busy_database_is_said_so_and_nothing_is_kept(
         assert rows(app, "counter") == []
         app.project()
         assert sum(row["value"] for row in rows(app, "counter")) == 45
+
+
+@pytest.fixture
+def small(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    """A log's database to which a process may have two connections at once."""
+    monkeypatch.setattr(storage, "BUSY_SECONDS", 0.2)
+    with KappaLog(database_url, projections=[]) as app:
+        app.create_database()
+    found = Database(database_url, pool_size=2)
+    yield found
+    found.dispose()
+
+
+def test_more_work_than_connections_names_the_setting(small: Database) -> None:
+    """Who asks for one more waits, then is told; SEED 12.9: the pool was too small."""
+    with (
+        small.read(),
+        small.read(),
+        pytest.raises(DatabaseBusy, match=r"all 2 connections.*database\.pool_size"),
+        small.read(),
+    ):
+        pass
+
+    with small.read(), small.read() as other:
+        assert other.scalar(sa.select(1)) == 1
+
+
+def test_each_consumer_has_its_connections(database_url: str, tmp_path: Path) -> None:
+    """SEED G3: a pool for all that the listeners can use, and some more."""
+    settings = {
+        "listeners": [
+            {"topic": topic, "group_id": "g", "handler": "h:H", "max_concurrency": 7}
+            for topic in ("a", "b")
+        ]
+    }
+    config = load_config(tmp_path, settings)
+    with KappaLog(database_url, config=config, projections=[]) as app:
+        app.create_database()
+        assert app.database.pool_size == 20 + 2 * 7 * 3
+        with ExitStack() as held:
+            for _ in range(app.database.pool_size):
+                held.enter_context(app.database.read())
+
+
+def test_a_server_without_connections_is_said_so(postgresql_url: str) -> None:
+    """It may have one again soon, so it counts as busy."""
+    url = sa.make_url(postgresql_url)
+    with psycopg.connect(postgresql_url.replace("+psycopg", "")) as admin:
+        admin.execute("CREATE ROLE crowded LOGIN CONNECTION LIMIT 0")
+    try:
+        database = Database(
+            url.set(username="crowded").render_as_string(hide_password=False)
+        )
+        with (
+            pytest.raises(DatabaseBusy, match=r"no connection left.*pool_size"),
+            database.read(),
+        ):
+            pass
+    finally:
+        with psycopg.connect(postgresql_url.replace("+psycopg", "")) as admin:
+            admin.execute("DROP ROLE crowded")
 
 
 # --- gone ---------------------------------------------------------------------

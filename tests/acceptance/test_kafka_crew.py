@@ -21,7 +21,7 @@ from typing_extensions import override
 from kappa_log.cli import run
 from kappa_log.decoders import registry
 from kappa_log.errors import ConfigError, RegistryUnavailable
-from kappa_log.telemetry.notices import Notice, subscribe
+from kappa_log.telemetry.notices import NAMES, Notice, subscribe
 from support.kafka_broker import RealBroker
 from support.mock_broker import MockBroker
 from support.topics import Shop
@@ -97,6 +97,49 @@ def test_a_listener_that_crashed_goes_on_where_the_log_says(real: Shop) -> None:
     assert [crash.payload["exception"][0] for crash in crashes] == ["OSError"] * 2
     assert [crash.payload["retry_count"] for crash in crashes] == [1, 1]
     assert shop.app.verify().ok
+
+
+def test_subscribers_are_told_of_starts_and_stops(real: Shop) -> None:
+    """SEED L3, L4, L5 and L9, in that order; P13: the wait that is told is waited."""
+    shop = real
+    hour = 3_600_000
+    shop.configure({"max_retries": 1, "backoff": {"min_ms": hour, "max_ms": hour}})
+    with shop.app.producer() as producer:
+        producer.publish(topic=shop.topic, payload={"do": "raise"}, partition=2)
+    told: list[Notice] = []
+
+    with subscribe("*", told.append), shop.running() as running:
+        running.wait_for(lambda: running.told("is tried again"), "the record waits")
+        running.end()
+
+    names = [notice.name for notice in told]
+    of_runs = [name for name in names if name in OF_RUNS]
+    assert of_runs == [
+        *("handler_started", "listener_started", "run_stopping", "listener_stopping"),
+        *("retry_aborted", "handler_stopped", "listener_stopped"),
+    ]
+    facts = {notice.name: notice.payload for notice in told}
+    listener = {
+        "listener_id": f"{shop.group}-{shop.topic}",
+        "group_id": shop.group,
+        "topic": shop.topic,
+        "handler": facts["handler_started"]["handler"],
+    }
+    assert facts["run_stopping"] == {"listener_ids": [listener["listener_id"]]}
+    for name in of_runs:
+        if name not in ("run_stopping", "retry_aborted"):
+            assert facts[name] == listener
+    record = {"partition": 2, "offset": 0, "retry_count": 1}
+    assert facts["retry_aborted"] == listener | record
+    wait = facts["record_retried"]["waiting_time"]
+    assert 0 < wait < 3_600
+    assert running.told(f"in its place, in {wait:.1f} s")
+
+
+OF_RUNS = {name for name in NAMES if name.startswith(("handler_", "listener_"))} | {
+    "run_stopping",
+    "retry_aborted",
+}
 
 
 @pytest.mark.parametrize(("most", "crashes"), [(0, 1), (1, 2)])

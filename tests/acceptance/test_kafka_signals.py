@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM end a consumer soon, whatever it waits for, and lose nothing."""
+"""Signals end a consumer soon, whatever it waits for, and lose nothing.
+
+SEED X4: INT, TERM and QUIT stop in peace.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,11 @@ def everything_is_read_once(shop: Shop, number: int) -> None:
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(
     ("work", "number", "code"),
-    [("consume", signal.SIGINT, 130), ("run", signal.SIGTERM, 0)],
+    [
+        ("consume", signal.SIGINT, 130),
+        ("run", signal.SIGTERM, 0),
+        ("run", signal.SIGQUIT, 0),
+    ],
 )
 def test_a_signal_ends_an_idle_consumer(
     shop: Shop, kafka_broker: RealBroker, work: str, number: int, code: int
