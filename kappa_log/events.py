@@ -7,7 +7,7 @@ that nobody reads is never fetched from the database, decoded or converted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -65,8 +65,8 @@ class EventPage:
     Args:
         columns: Column name → values, all of one length, one entry an event.
         load: Called with the name of a column that is not there yet.
-        join: Returns the payload texts as one JSON array, for a store that has them
-            side by side already.
+        join: Returns the payload texts from one event to before another as one JSON
+            array, for a store that has them side by side already.
         arrow: Returns a column as it lies in Arrow's memory, where it does.
     """
 
@@ -76,7 +76,7 @@ class EventPage:
         self,
         columns: Mapping[str, Sequence[Any]],
         load: Callable[[str], Sequence[Any]] | None = None,
-        join: Callable[[], bytes] | None = None,
+        join: Callable[[int, int], bytes] | None = None,
         arrow: Callable[[str], Any] | None = None,
     ) -> None:
         self._columns = dict(columns)
@@ -100,11 +100,28 @@ class EventPage:
     def joined_payloads(self) -> str | bytes:
         """Return the payload texts as one JSON array; a tombstone's is null."""
         if self._join is not None:
-            return self._join()
+            return self._join(0, len(self.column("position")))
         texts = self.column("payload_text")
         if None in texts:
             texts = ["null" if text is None else text for text in texts]
         return f"[{','.join(texts)}]"
+
+    def parts(self, size: int) -> Iterator[EventPage]:
+        """Yield the page in parts of so many events; what one loads, all have."""
+        events = len(self.column("position"))
+        if events <= size:
+            yield self
+            return
+        for start in range(0, events, size):
+            yield self._part(start, min(start + size, events))
+
+    def _part(self, start: int, stop: int) -> EventPage:
+        join = self._join
+        return EventPage(
+            {},
+            lambda name: self.column(name)[start:stop],
+            join and (lambda first, last: join(start + first, start + last)),
+        )
 
 
 class Event(msgspec.Struct, frozen=True, eq=False, gc=False, repr_omit_defaults=True):

@@ -200,7 +200,7 @@ class _Trial:
         """Key → where it stood when it was read; those that were lost are not in it."""
         self._lost: dict[Any, Stand] = {}
         self._folding = Folding(fold, only=stands, most_parked=len(stands) + 1)
-        self._folding.states = states
+        self._folding.adopt(states)
         self._reader = reader_of(database, fold, stands)
         self._folded: Counter[Any] = Counter()
         first = min((stand.position for stand in stands.values()), default=1)
@@ -252,14 +252,7 @@ class _Trial:
 
     def changed(self) -> Rows:
         """Return the rows to write."""
-        folding = self._folding
-        return folding.rows_of(
-            {
-                key: (folding.states[key], folding.touched[key])
-                for key in self.stands
-                if key in folding.touched
-            }
-        )
+        return self._folding.rows_of(self._folding.changed(self.stands))
 
     def result(self, *, dry_run: bool) -> ParkedRetry:
         """Return what came of it."""
@@ -288,7 +281,7 @@ class _Trial:
                 key=self._text(key),
                 outcome="folded",
                 events=self._folded[key],
-                position=self._folding.touched.get(key, self.stands[key].position),
+                position=self._folding.position_of(key) or self.stands[key].position,
             )
         error = failed.error
         return KeyRetry(

@@ -15,7 +15,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property, reduce
+from functools import cache, cached_property, reduce
 from itertools import chain
 from typing import Any
 
@@ -202,15 +202,31 @@ class _Group:
             return [None if place is None else texts[place] for place in places]
         return list(map(texts.__getitem__, places))
 
-    def joined(self, start: int, stop: int) -> bytes:
-        """Return the payloads as one JSON array."""
-        if start == stop:
-            return b"[]"
-        texts = self._columns["payload"].slice(start, stop - start)
+    def payloads(self, start: int, stop: int) -> _Payloads:
+        """Return the payloads of some events side by side."""
+        texts = self._columns["payload"] if self._positions else pa.array([], "string")
+        return _Payloads(texts.slice(start, stop - start))
+
+
+class _Payloads:
+    """Payload texts side by side, any of them to be had as one JSON array."""
+
+    def __init__(self, texts: pa.StringArray) -> None:
         if texts.null_count:
             texts = texts.fill_null("null")
         row = pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts)
-        return b"[%b]" % bytes(pc.binary_join(row, ",")[0].as_buffer())
+        self._joined = memoryview(pc.binary_join(row, ",")[0].as_buffer())
+        ends = memoryview(texts.buffers()[1]).cast("i")
+        self._ends = ends[texts.offset :]
+
+    def array(self, start: int, stop: int) -> bytes:
+        """Return those from one to before another."""
+        if start == stop:
+            return b"[]"
+        # A comma comes before each text but the first.
+        ends, first = self._ends, self._ends[0]
+        part = self._joined[ends[start] - first + start : ends[stop] - first + stop - 1]
+        return b"[%b]" % bytes(part)
 
 
 class ArchiveReader:
@@ -262,7 +278,7 @@ class ArchiveReader:
 
     def _slice(self, group: _Group, after: Position, upto: Position) -> EventPage:
         """Return the events of a row group in (after, upto]."""
-        bounds = group.bounds(after, upto)
+        first, last = group.bounds(after, upto)
 
         def required(name: str) -> str:
             column = _COLUMN.get(name, name)
@@ -270,11 +286,15 @@ class ArchiveReader:
                 self._require(column, group)
             return column
 
+        @cache
+        def payloads() -> _Payloads:
+            return group.payloads(first, last)
+
         return EventPage(
             {},
-            lambda name: group.values(required(name), *bounds),
-            lambda: group.joined(*bounds),
-            lambda name: group.array(required(name), *bounds),
+            lambda name: group.values(required(name), first, last),
+            lambda start, stop: payloads().array(start, stop),
+            lambda name: group.array(required(name), first, last),
         )
 
     def _require(self, name: str, group: _Group) -> None:
@@ -367,18 +387,13 @@ def _merged(pages: Sequence[EventPage]) -> EventPage:
     def load(name: str) -> Sequence[Any]:
         return list(chain.from_iterable(page.column(name) for page in pages))
 
-    def join() -> bytes:
-        texts = [page.joined_payloads() for page in pages]
-        data = [text.encode() if isinstance(text, str) else text for text in texts]
-        return b"[%b]" % b",".join(part[1:-1] for part in data if part != b"[]")
-
     def arrow(name: str) -> pa.ChunkedArray | None:
         parts = [page.arrow(name) for page in pages]
         if any(part is None for part in parts):
             return None
         return pa.chunked_array(parts)
 
-    return EventPage({}, load, join, arrow)
+    return EventPage({}, load, arrow=arrow)
 
 
 def _converted(name: str, column: pa.Array) -> Sequence[Any]:

@@ -105,12 +105,18 @@ def set_bounds(
     """Make the engine read and write in small batches, in whatever modules count on it.
 
     Args:
-        page_events: Positions a page.
+        page_events: Positions a page; other bounds that go with it are about half.
         flush_seconds: How much folding a write waits for.
         patch: pytest's monkeypatch, to undo it after the test; None keeps it.
-        others: Any other bound of `kappa_log.project`.
+        others: Any other bound of the engine.
     """
-    wanted = {"PAGE_EVENTS": page_events, "FLUSH_SECONDS": flush_seconds} | others
+    half = max(1, page_events // 2)
+    wanted = {
+        "PAGE_EVENTS": page_events,
+        "PART_EVENTS": half,
+        "MAX_NAMED": half,
+        "FLUSH_SECONDS": flush_seconds,
+    } | others
     ours = [module for name, module in sys.modules.items() if "kappa_log" in name]
     for name, value in wanted.items():
         holders = [module for module in ours if name in vars(module)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -83,6 +84,31 @@ def test_a_column_that_nobody_reads_is_never_loaded() -> None:
     assert page.column("position") == [1, 2]
     assert page.column("topic") == page.column("topic") == ["a", "b"]
     assert asked == ["topic"]
+
+
+def test_a_page_in_parts_is_the_same_events() -> None:
+    """A column that a part asks for is loaded once, for the whole page."""
+    asked: list[str] = []
+
+    def load(name: str) -> Sequence[Any]:
+        asked.append(name)
+        return [*"abcde"]
+
+    def join(start: int, stop: int) -> bytes:
+        return json.dumps([*range(start, stop)]).encode()
+
+    page = EventPage({"position": [*range(1, 6)]}, load, join)
+    parts = list(page.parts(2))
+
+    assert [part.column("position") for part in parts] == [[1, 2], [3, 4], [5]]
+    assert [part.column("topic") for part in parts] == [["a", "b"], ["c", "d"], ["e"]]
+    assert asked == ["topic"]
+    assert [json.loads(part.joined_payloads()) for part in parts] == [
+        [0, 1],
+        [2, 3],
+        [4],
+    ]
+    assert list(page.parts(5)) == [page]
 
 
 def test_a_column_that_does_not_exist_is_an_attribute_error() -> None:

@@ -14,6 +14,7 @@ import pytest
 from typing_extensions import override
 
 from kappa_log import Event, Projection, make_event, projection
+from kappa_log import fold as fold_module
 from kappa_log.errors import ProjectionError, ProjectionNotFound, RegistrationError
 from kappa_log.events import EventPage
 from kappa_log.fold import Folding, Registry
@@ -463,6 +464,23 @@ def test_states_that_memory_lacks_are_loaded_once_a_page() -> None:
 
     assert asked == [{"ada", "bob"}]
     assert folding.states["ada"].count == 8
+
+
+@pytest.mark.parametrize("most", [0, 2, 9])
+def test_what_changed_is_drained_however_much_it_is(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few changed keys are known by name, of many all in memory is looked at."""
+    monkeypatch.setattr(fold_module, "MAX_NAMED", most)
+    folding = Folding(counting())
+    folding.adopt({"old": Total(7), "zoe": Total(1)})
+    for name in ("ada", "bob", "zoe", "ada"):
+        folding.apply(page({"position": 3, "entity_id": name}))
+
+    changed = {key: state.count for key, (state, _) in folding.drain().items()}
+    assert changed == {"ada": 2, "bob": 1, "zoe": 2}
+    assert folding.drain() == {}
+    assert folding.position_of("ada") is None
 
 
 def test_what_changed_is_drained_once_with_its_last_position() -> None:
