@@ -20,7 +20,6 @@ import msgspec
 import sqlalchemy as sa
 
 from kappa_log.columns import Unsettled
-from kappa_log.cursor import spans
 from kappa_log.errors import (
     LostRace,
     NotFound,
@@ -30,7 +29,8 @@ from kappa_log.errors import (
 from kappa_log.events import Position
 from kappa_log.fold import Folding, Parked, Projection, Registry, Rows
 from kappa_log.keys import key_shape_of
-from kappa_log.project import PAGE_EVENTS, reader_of, stale
+from kappa_log.project import stale
+from kappa_log.readers import PAGE_EVENTS, pages, reader_of
 from kappa_log.storage import builds, log, parked, replays
 from kappa_log.storage.builds import Build
 from kappa_log.storage.database import Database
@@ -225,8 +225,8 @@ class _Trial:
         Raises:
             ProjectionError: A payload or key cannot be made.
         """
-        for after, until in spans(self.cursor, target, PAGE_EVENTS):
-            page = self._reader.page(after, until, connection)
+        found = pages(self._reader, self.fold, self.cursor, target, connection)
+        for until, page in found:
             try:
                 pairs, _ = self.fold.keyed(page, self.stands)
             except ProjectionError as error:
@@ -359,9 +359,9 @@ def _read_waiting(
     counts: Counter[Any] = Counter()
     reader = reader_of(database, fold)
     keys: Collection[Any] = found.keys()
-    for after, until in spans(first - 1, build.cursor, PAGE_EVENTS):
+    for _, page in pages(reader, fold, first - 1, build.cursor):
         try:
-            pairs, _ = fold.keyed(reader.page(after, until), keys)
+            pairs, _ = fold.keyed(page, keys)
         except ProjectionError:
             # By code that is not the build's, for instance.
             return {}

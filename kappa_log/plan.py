@@ -11,19 +11,11 @@ import msgspec
 import sqlalchemy as sa
 
 from kappa_log.config import OnError
-from kappa_log.cursor import spans
 from kappa_log.errors import UsageError
 from kappa_log.events import ORIGIN, Position
 from kappa_log.fold import Projection, Registry
-from kappa_log.project import (
-    EventSource,
-    Filling,
-    OnProgress,
-    Runner,
-    check_groups,
-    page_events,
-    reader_of,
-)
+from kappa_log.project import Filling, OnProgress, Runner, check_groups
+from kappa_log.readers import EventSource, pages, reader_of
 from kappa_log.storage import builds, log, parked
 from kappa_log.storage.builds import Build
 from kappa_log.storage.database import Database
@@ -292,8 +284,7 @@ class Planner:
         reader = reader_of(self._database, fold)
         keys: set[Any] = set()
         events = 0
-        for after, until in spans(start - 1, head, page_events(fold)):
-            page = reader.page(after, until)
+        for _, page in pages(reader, fold, start - 1, head):
             events += len(page.column("position"))
             if fold.key is None:
                 keys.update(page.column("entity_id"))
@@ -315,9 +306,10 @@ class Planner:
                     connection, self._database, *matching, only
                 )
         reader = reader_of(self._database, fold)
-        page_spans = spans(ORIGIN, upto, page_events(fold))
-        pages = (reader.page(a, b) for a, b in page_spans)
-        return sum(len({e.position for _, e in fold.keyed(p, only)[0]}) for p in pages)
+        return sum(
+            len({event.position for _, event in fold.keyed(page, only)[0]})
+            for _, page in pages(reader, fold, ORIGIN, upto)
+        )
 
 
 def _many(number: int, noun: str) -> str:

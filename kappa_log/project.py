@@ -16,17 +16,17 @@ a key function, an upcaster, a payload) always stops.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
 from kappa_log.config import OnError
-from kappa_log.cursor import spans
 from kappa_log.errors import (
     CursorConflict,
     KappaLogError,
@@ -37,6 +37,7 @@ from kappa_log.errors import (
 )
 from kappa_log.events import ORIGIN, EventPage, Position
 from kappa_log.fold import Folding, Projection, Registry
+from kappa_log.readers import EventSource, pages, reader_of
 from kappa_log.storage import builds, log, parked
 from kappa_log.storage.builds import Build
 from kappa_log.storage.database import ConstraintViolated, Database
@@ -45,10 +46,6 @@ from kappa_log.storage.views import point_view
 from kappa_log.telemetry import notices, tracing
 
 Clock = Callable[[], datetime]
-
-PAGE_EVENTS = 2_000
-"""Positions a page spans: few enough to stay in the processor's cache while they are
-folded (measured: 10,000 take half as long again), many enough to be worth a query."""
 
 GC_THRESHOLDS = (50_000, 20, 100)
 """Folding makes much short-lived garbage and no cycles. Python's default of 700 would
@@ -79,36 +76,6 @@ class FoldProgress(msgspec.Struct, frozen=True):
 
 
 OnProgress = Callable[[FoldProgress], None]
-
-
-class EventReader(Protocol):
-    """Reads the events that one projection folds, page by page."""
-
-    def page(
-        self, after: Position, upto: Position, connection: sa.Connection | None = None
-    ) -> EventPage:
-        """Return the matching events in (after, upto], in order of position.
-
-        With a connection, those that its transaction sees.
-        """
-        ...
-
-
-class EventSource(Protocol):
-    """Where a replay reads events from, if not from the database."""
-
-    def reader(
-        self, fold: Projection, only: Collection[Any] | None, rest: EventReader
-    ) -> EventReader:
-        """Return a reader of the events of a fold, and of these keys if not None.
-
-        What the source does not hold comes from ``rest``, the database's reader.
-        """
-        ...
-
-    def close(self) -> None:
-        """Let go of whatever it holds open."""
-        ...
 
 
 class ProjectReport(msgspec.Struct, frozen=True):
@@ -262,8 +229,9 @@ class Runner:
             self._is_careful = True
             self._forget()
         self._read_parked(connection)
-        for after, until in spans(self.cursor, upto, page_events(self._projection)):
-            self._folding.apply(self._reader.page(after, until, connection))
+        found = pages(self._reader, self._projection, self.cursor, upto, connection)
+        for _, page in found:
+            self._folding.apply(page)
         self._folding.complete()
         self._write(connection, upto)
 
@@ -289,14 +257,17 @@ class Runner:
 
     def _run(self, upto: Position, phase: str, on_progress: OnProgress | None) -> None:
         tracer = tracing.tracer()
-        while self.cursor < upto:
-            with tracing.folding(
-                tracer, self._projection.name, self._build.number
-            ) as span:
-                self._run_to_write(upto, phase, on_progress, span)
+        found = pages(self._reader, self._projection, self.cursor, upto)
+        with contextlib.closing(found):
+            while self.cursor < upto:
+                with tracing.folding(
+                    tracer, self._projection.name, self._build.number
+                ) as span:
+                    self._run_to_write(found, upto, phase, on_progress, span)
 
     def _run_to_write(
         self,
+        found: Iterator[tuple[Position, EventPage]],
         upto: Position,
         phase: str,
         on_progress: OnProgress | None,
@@ -305,9 +276,8 @@ class Runner:
         """Fold pages until there is enough to write, and write it."""
         started = time.monotonic()
         first, events = self.cursor, self.events
-        for after, until in spans(self.cursor, upto, page_events(self._projection)):
+        for until, page in found:
             self._read_parked()
-            page = self._reader.page(after, until)
             self._folding.apply(page)
             if span.is_wanted:
                 span.saw(page.column("headers"))
@@ -527,31 +497,6 @@ def live_build(
         if build is None:
             raise
     return build
-
-
-def page_events(fold: Projection) -> int:
-    """Return how many positions a page of a projection spans."""
-    return PAGE_EVENTS * fold.pages_at_once
-
-
-def reader_of(
-    database: Database,
-    fold: Projection,
-    only: Collection[Any] | None = None,
-    source: EventSource | None = None,
-) -> EventReader:
-    """Return a reader of the events that a projection folds.
-
-    Few entities are looked up by index; many are cheaper to find by reading all.
-    """
-    entities = None
-    if fold.key is None and only is not None and len(only) <= MAX_INDEXED_ENTITIES:
-        entities = list(only)
-    reader = log.LogReader(database, fold.topics, fold.groups, entities)
-    return reader if source is None else source.reader(fold, only, reader)
-
-
-MAX_INDEXED_ENTITIES = 500
 
 
 def check_groups(

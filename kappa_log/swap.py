@@ -16,7 +16,8 @@ from kappa_log.config import OnError
 from kappa_log.errors import DatabaseBusy, UsageError
 from kappa_log.fold import Projection
 from kappa_log.plan import Context
-from kappa_log.project import PAGE_EVENTS, Runner
+from kappa_log.project import Runner
+from kappa_log.readers import PAGE_EVENTS
 from kappa_log.storage import builds, log, parked, replays, views
 from kappa_log.storage.builds import Build
 from kappa_log.storage.database import ConstraintViolated

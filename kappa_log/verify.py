@@ -19,7 +19,8 @@ from kappa_log.cursor import spans
 from kappa_log.errors import DatabaseBusy, RegistrationError, StorageError
 from kappa_log.events import ORIGIN, Position, to_micros
 from kappa_log.fold import Folding, Projection, Registry
-from kappa_log.project import PAGE_EVENTS, page_events, reader_of, stale
+from kappa_log.project import stale
+from kappa_log.readers import PAGE_EVENTS, pages, reader_of
 from kappa_log.records import Lane, checksum
 from kappa_log.storage import builds, log, parked
 from kappa_log.storage.builds import Build
@@ -682,5 +683,4 @@ def _pages(
     only: set[Any] | None = None,
 ) -> Iterator[Any]:
     reader = reader_of(database, fold, only)
-    for start, until in spans(after, upto, page_events(fold)):
-        yield reader.page(start, until)
+    return (page for _, page in pages(reader, fold, after, upto))

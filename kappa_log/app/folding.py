@@ -14,13 +14,13 @@ from kappa_log.app.base import POLL_SECONDS
 from kappa_log.app.failing import Failing
 from kappa_log.columns import Unsettled
 from kappa_log.config import OnError
-from kappa_log.cursor import spans
 from kappa_log.errors import NotFound, UsageError
-from kappa_log.events import Event, Position
+from kappa_log.events import ORIGIN, Event, Position
 from kappa_log.fold import Projection
 from kappa_log.keys import key_shape_of
 from kappa_log.parked import ParkedRetrier, ParkedRetry, with_waiting
 from kappa_log.project import OnProgress, ProjectReport
+from kappa_log.readers import pages, reader_of
 from kappa_log.status import (
     CursorStatus,
     ProjectionStatus,
@@ -199,9 +199,9 @@ class Folding(Failing):
             yield Explained(event, fold.state_shape.fields(state))
 
     def _events_of(self, fold: Projection, key: Any, end: Position) -> Iterator[Event]:
-        reader = project.reader_of(self.database, fold, {key})
-        for after, until in spans(0, end, project.page_events(fold)):
-            for _, event in fold.keyed(reader.page(after, until), {key})[0]:
+        reader = reader_of(self.database, fold, {key})
+        for _, page in pages(reader, fold, ORIGIN, end):
+            for _, event in fold.keyed(page, {key})[0]:
                 yield event
 
     def parked(

@@ -8,7 +8,8 @@ from typing import Any
 from kappa_log.app.actor import user
 from kappa_log.app.folding import Folding
 from kappa_log.plan import Context, ReplayPlan, ReplayRequest
-from kappa_log.project import EventSource, OnProgress
+from kappa_log.project import OnProgress
+from kappa_log.readers import EventSource
 from kappa_log.replay import Replayer
 from kappa_log.steps import ReplayReport
 from kappa_log.storage import replays

@@ -31,7 +31,7 @@ from kappa_log.archive.scan import OpenSegment
 from kappa_log.errors import ArchiveDiverged, ArchiveError
 from kappa_log.events import EventPage, Position, from_micros
 from kappa_log.fold import Projection
-from kappa_log.project import EventReader
+from kappa_log.readers import EventReader
 from kappa_log.records import decode_headers
 from kappa_log.storage import transfer
 from kappa_log.storage.database import Database
@@ -65,7 +65,7 @@ def open_source(
 
 
 class ArchiveSource:
-    """An archive as a source of events for a replay; see `project.EventSource`."""
+    """An archive as a source of events for a replay; see `readers.EventSource`."""
 
     def __init__(self, archive: Archive) -> None:
         """Take an archive that is of the log to be replayed."""
@@ -231,6 +231,9 @@ class _Payloads:
 
 class ArchiveReader:
     """Reads matching events page by page; see `storage.log.LogReader`."""
+
+    waits = False
+    """It has a thread of its own that reads ahead."""
 
     def __init__(
         self,

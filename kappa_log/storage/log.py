@@ -224,6 +224,11 @@ class LogReader:
             if values is not None
         ]
 
+    @property
+    def waits(self) -> bool:
+        """Whether reading mostly waits for another process."""
+        return not self._database.is_sqlite
+
     def page(
         self, after: Position, upto: Position, connection: sa.Connection | None = None
     ) -> EventPage:
@@ -245,7 +250,9 @@ class LogReader:
             with self._database.translating():
                 return self._fetch([name], after, upto, connection)[name]
 
-        return EventPage(self._fetch(self._columns, after, upto, connection), load)
+        # A page before this one may ask for more while this is read ahead.
+        names = tuple(self._columns)
+        return EventPage(self._fetch(names, after, upto, connection), load)
 
     def raw(
         self,
