@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,12 @@ import pytest
 from kappa_log import errors
 from kappa_log.app import KappaLog
 from kappa_log.cli import cli
-from kappa_log.config import Config
+from kappa_log.cli.start import TEMPLATE
+from kappa_log.config import Config, ListenerConfig
 from kappa_log.storage import database
+
+COMMENTED = re.compile(r'^# (?=\[|["\w.]+ = )', re.MULTILINE)
+"""Before a setting of the template that shows its default."""
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -54,6 +61,40 @@ def test_every_command_is_in_the_readme(command: str) -> None:
 def test_every_setting_is_in_the_readme(setting: str) -> None:
     """A setting that nobody can read about is not there."""
     assert setting in README
+
+
+def test_what_init_writes_shows_every_setting_with_its_default() -> None:
+    """SEED X1, X6 to X9: an example of all there is; who uncomments a line is safe."""
+    written = tomllib.loads(COMMENTED.sub("", TEMPLATE))
+    (listener,) = written.pop("listeners")
+
+    assert sorted(_settings(Config)) == sorted(
+        [*_written(Config, written), "listeners"]
+    )
+    assert sorted(_settings(ListenerConfig)) == sorted(
+        _written(ListenerConfig, listener)
+    )
+    made = Config(**written, listeners=[listener])
+    for setting in set(_settings(Config)) - {"listeners", "projections.modules"}:
+        default = reduce(getattr, setting.split("."), Config())
+        if default not in (None, {}):
+            assert reduce(getattr, setting.split("."), made) == default, setting
+    needed = {name: listener[name] for name in ("topic", "group_id", "handler")}
+    for setting in _settings(ListenerConfig):
+        default = reduce(getattr, setting.split("."), ListenerConfig(**needed))
+        if default not in (None, {}):
+            found = reduce(getattr, setting.split("."), made.listeners[0])
+            assert found == default, setting
+
+
+def _written(model: Any, values: dict[str, Any]) -> Iterator[str]:
+    """Yield the settings that a file sets, by the names of `_settings`."""
+    for name, value in values.items():
+        inner = model.model_fields[name].annotation
+        if hasattr(inner, "model_fields"):
+            yield from (f"{name}.{found}" for found in _written(inner, value))
+        else:
+            yield name
 
 
 @pytest.mark.parametrize("error", sorted(set(_errors()) - {"KappaLogError"}))
