@@ -16,7 +16,7 @@ class LastCounts(ImmutableMultiDict[str, str]):
     """Parameters of which the last one of a name counts; of ``name[]`` all do."""
 
     @override
-    def items(self, multi: bool = False) -> Iterable[tuple[str, Any]]:
+    def items(self, multi: bool = False) -> Iterable[tuple[str, Any]]:  # type: ignore[override]
         if multi:
             return super().items(multi=True)
         return [

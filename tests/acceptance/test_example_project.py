@@ -329,6 +329,7 @@ def _check_what_there_is(project: Project, app: KappaLog) -> HeadStatus:
     paid = {n: (row["amount"], row["currency"]) for n, row in payments.items()}
     assert paid == PAID
     # What was received is kept as it came, each by the schema that wrote it.
-    versions = [(e.event_version, e.raw[:1]) for e in project.events(app, "payments")]
-    assert versions == [("1", b"\0"), ("2", b"\0")]
+    kept = project.events(app, "payments")
+    assert [event.event_version for event in kept] == ["1", "2"]
+    assert all(event.raw is not None and event.raw[:1] == b"\0" for event in kept)
     return app.head()

@@ -74,7 +74,7 @@ def test_a_record_is_tried_in_its_place_while_all_others_flow(
 ) -> None:
     """Its partition waits for it in order, three others do not; a notice says why.
 
-    SEED P3.
+    SEED P3, P5.
     """
     first = [order(100 * p + n, p) for p in range(4) for n in range(3)]
     kafka_broker.produce(shop.topic, [*first, order(9, 2, "raise"), order(10, 2)])

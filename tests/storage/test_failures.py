@@ -570,7 +570,7 @@ def test_what_is_not_its_turn_any_more_is_not_retried(world: Poisoned) -> None:
 def test_by_default_a_record_is_tried_in_its_place_for_ever(world: Poisoned) -> None:
     """Its handler is told how often; nothing of it is written meanwhile.
 
-    SEED F2, P3.
+    SEED F2, F6, P3.
     """
     found = [("a", bad(1)), ("a", {"n": 2})]
     for attempt in range(12):

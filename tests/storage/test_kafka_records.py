@@ -241,7 +241,7 @@ def test_what_is_no_json_is_kept_with_its_bytes(
 def test_the_handler_is_told_where_a_record_is_from(
     shop: Shop, kafka_broker: RealBroker
 ) -> None:
-    """SEED P2: Topic, partition, offset, key, group and what identifies the message."""
+    """SEED H20, P2: topic, partition, offset, key, group, and what identifies it."""
     kafka_broker.produce(shop.topic, [(order(1), b"k", 1)])
 
     shop.consume()

@@ -201,7 +201,7 @@ def test_a_subscriber_that_raises_breaks_nothing_and_is_told_once(
 
 
 def test_a_subscription_is_for_what_its_pattern_says_until_it_ends() -> None:
-    """SEED L17: a name that nothing has is a typo, and is told."""
+    """SEED I1, L17: a name that nothing has is a typo, and is told."""
     found: list[str] = []
     subscription = kappa_log.subscribe("record_*", lambda n: found.append(n.name))
     try:
@@ -220,7 +220,7 @@ def test_a_subscription_is_for_what_its_pattern_says_until_it_ends() -> None:
 
 
 def test_a_subscriber_may_change_what_it_is_given() -> None:
-    """It is its own, not the next one's."""
+    """SEED I7: it is its own, not the next one's."""
     found: list[Any] = []
     with (
         kappa_log.subscribe("record_failed", lambda n: n.payload.clear()),

@@ -51,7 +51,7 @@ def refusal(folder: Path, text: str) -> str:
 
 
 def test_without_a_file_the_defaults_work_in_the_current_folder(tmp_path: Path) -> None:
-    """The first command works without any configuration."""
+    """SEED X2: the first command works without any configuration."""
     config = load_config(tmp_path)
 
     assert config.file is None
