@@ -164,12 +164,13 @@ def shop(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_handler_decides_about_each_record(shop: Shop) -> None:
     """Ack keeps, all else skips, around_consume sees and may change the payload.
 
-    SEED H1, H4, H5.
+    SEED H1, H4, H5, H17.
     """
     file = shop.lines(
         '{"id":"ada"}', '{"do":"skip"}', '{"do":"never"}', '{"id":7}', '{"id":null}'
     )
     with shop.open("billing") as app:
+        before = app.now()
         report = app.ingest(file, topic="orders")
 
         counts = report.counts
@@ -177,6 +178,7 @@ def test_a_handler_decides_about_each_record(shop: Shop) -> None:
         assert report.group_id == "billing"
         events = app.events(topic="orders", oldest_first=True)
         assert [event.entity_id for event in events] == ["ada", "7", None]
+        assert all(before <= event.recorded_at <= app.now() for event in events)
         assert {(e.event_type, e.event_version) for e in events} == {("order", "2")}
         assert events[0].payload == {"id": "ada"}  # As received, not as wrapped.
         assert app.verify().ok
