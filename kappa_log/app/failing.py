@@ -107,6 +107,12 @@ class Failing(Archiving):
                 connection, self.database, FailureFilter(**chosen)
             )
 
+    def failure_states(self) -> dict[str, int]:
+        """Return how many failures raised themselves (failed), or wait (parked)."""
+        self._require()
+        with self.database.read() as connection:
+            return stored_failures.count_states(connection, self.database)
+
     def failure_groups(self, *, limit: int = 50) -> list[FailureGroup]:
         """Return failures by error and place, the largest groups first."""
         self._require()

@@ -27,25 +27,56 @@ TEMPLATE = """\
 [database]
 url = "sqlite:///kappa_log.db"      # or postgresql+psycopg://USER@HOST/NAME
 # prefix = "kappa_log_"             # first part of the name of each table
+# pool_size = 20                    # most connections; else what listeners can use
 
 [projections]
 modules = ["projections"]           # packages, modules or folders
+# on_error = "park"                 # or stop: what a fold that raises does, live
 
 # [ingest]
 # batch_size = 2000                 # records a transaction
+
+# [archive]
+# url = "archive"                   # a folder, or s3://BUCKET/FOLDER
+# segment_events = 1_000_000        # most events of a Parquet file
+
+# [api]
+# host = "127.0.0.1"                # where `kappa-log serve` listens
+# port = 8080
+# hosts = []                        # names it may be called by, besides loopback's
+# rate_per_second = 100             # requests of a token; 0 is no limit
+
+# [log]
+# format = "console"                # or json: of consume, run and serve, on stderr
+# level = "info"                    # debug, warning, error
 
 # Handed to librdkafka as it stands, for `kappa-log consume` and `run`.
 # [kafka]
 # "bootstrap.servers" = "localhost:9092"
 
+# The same for producers alone, over [kafka].
+# [producer]
+# "linger.ms" = 5
+
+# Handed to the schema registry's client: for avro, protobuf and jsonschema.
+# [registry]
+# url = "http://localhost:8081"
+
 # A handler decides about each record of a topic. Without one, the options of
 # `kappa-log ingest` say which fields an event is made of.
 # [[listeners]]
-# topic = "orders"
+# topic = "orders"                  # with ^ in front a regular expression of topics
 # group_id = "billing"
 # handler = "handlers:OrdersHandler"
+# decoder = "json"                  # avro, protobuf, jsonschema, cloudevents, bytes
 # dedupe = "payload"                # offset, key+payload, header:NAME
 # start = "earliest"                # latest, or an offset: of the very first run
+# max_retries = 5                   # after the first attempt; without it, for ever
+# park = "key"                      # or event: who waits behind a failure
+# max_concurrency = 1               # consumers that share the topic's partitions
+# backoff = { min_ms = 500, max_ms = 10_000 }
+# restart = { min_ms = 1_000, max_ms = 60_000, max = 10 }  # no max: for ever
+# kafka = { "max.poll.interval.ms" = 300_000 }  # over [kafka], for it alone
 """
 
 

@@ -26,6 +26,7 @@ from kappa_log.codec import made
 from kappa_log.config import Config, load_config
 from kappa_log.errors import DecodeError, DeliveryFailed, SourceError, UsageError
 from kappa_log.kafka import client
+from kappa_log.telemetry import tracing
 
 ACK_SECONDS = 60.0
 """How long the cluster may take to acknowledge the last records."""
@@ -155,8 +156,9 @@ class Producer:
                 anything else, whose numbers keep all digits.
             how: ``key``: bytes, text, an int or None; records of a key are in one
                 partition, in order. ``partition_key``: chooses the partition in the
-                key's stead. ``partition``: its number. ``headers``: names and values.
-                ``timestamp``: milliseconds since 1970.
+                key's stead. ``partition``: its number. ``headers``: names and values;
+                those of the active span are added. ``timestamp``: milliseconds since
+                1970.
 
         Raises:
             DeliveryFailed: The cluster did not take it.
@@ -203,7 +205,7 @@ class Producer:
         record: dict[str, Any] = {
             "value": _payload(payload),
             "key": _key(key),
-            "headers": _headers(headers),
+            "headers": _traced(_headers(headers)),
         }
         if partition_key is not None and _key(partition_key) != record["key"]:
             partition = self._partition_of(topic, _key(partition_key) or b"")
@@ -429,3 +431,12 @@ def _headers(headers: Headers | None) -> list[tuple[str, bytes | None]]:
         (name, value.encode() if isinstance(value, str) else value)
         for name, value in pairs
     ]
+
+
+def _traced(
+    headers: list[tuple[str, bytes | None]],
+) -> list[tuple[str, bytes | None]]:
+    """Add which span published the record, unless its headers tell another."""
+    if any(name in tracing.HEADERS for name, _ in headers):
+        return headers
+    return headers + tracing.carried()

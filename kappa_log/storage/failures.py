@@ -69,6 +69,14 @@ def count(connection: sa.Connection, database: Database, chosen: FailureFilter) 
     return int(connection.scalar(query) or 0)
 
 
+def count_states(connection: sa.Connection, database: Database) -> dict[str, int]:
+    """Return how many failures raised themselves (failed), or wait behind (parked)."""
+    table = database.tables.failures
+    query = sa.select(table.c.parked, sa.func.count()).group_by(table.c.parked)
+    found = {bool(parked): total for parked, total in connection.execute(query)}
+    return {"failed": found.get(False, 0), "parked": found.get(True, 0)}
+
+
 def waiting(
     connection: sa.Connection,
     database: Database,

@@ -37,7 +37,7 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     """Which rows are wanted; None does not filter."""
 
     equal: Mapping[str, Any] = {}
-    """Column → its value; None does not filter."""
+    """Column → its value, or a tuple of which any will do; None does not filter."""
     since: datetime | None = None
     until: datetime | None = None
     """Exclusive."""
@@ -85,7 +85,7 @@ def failures(
 
 def _equal(table: sa.Table, chosen: Chosen) -> list[sa.ColumnElement[bool]]:
     return [
-        table.c[name] == value
+        table.c[name].in_(value) if isinstance(value, tuple) else table.c[name] == value
         for name, value in chosen.equal.items()
         if value is not None
     ]

@@ -1,7 +1,8 @@
 """Tracing: OpenTelemetry spans of records, batches and folds, linked to each other.
 
 Spans are made where the process has a tracer provider, and nothing is where it has
-none. A record's producer is told by its ``traceparent`` header. The log keeps headers
+none. A record's producer is told by its ``traceparent`` header, which our own producer
+writes where a span is active. The log keeps headers
 as they were received, so the span of a record and that of a fold, however much later,
 link to the same producer: that is what ties record, event and fold together. Links
 and not parents, as is the rule for work on batches.
@@ -43,7 +44,8 @@ EVENTS = "kappa_log.events"
 MAX_LINKS = 128
 """Links a span has at most: what exporters take by default."""
 
-_HEADERS = ("traceparent", "tracestate")
+HEADERS = ("traceparent", "tracestate")
+"""Of the W3C: which span a record is from."""
 
 
 def tracer() -> Tracer | None:
@@ -158,6 +160,21 @@ class Traced:
             self._span.set_attributes({FIRST: first, LAST: last, EVENTS: events})
 
 
+def carried() -> list[tuple[str, bytes | None]]:
+    """Return the headers that tell a record's readers of the active span, if any."""
+    # Who never imported OpenTelemetry has no span, and is not made to import it.
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None or not trace.get_current_span().get_span_context().is_valid:
+        return []
+    from opentelemetry.trace.propagation.tracecontext import (
+        TraceContextTextMapPropagator,
+    )
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return [(name, carrier[name].encode()) for name in HEADERS if name in carrier]
+
+
 def links_of(found: Iterable[Sequence[Header]], most: int = MAX_LINKS) -> list[Link]:
     """Return links to the producers that headers name, the first few."""
     from opentelemetry.trace import Link
@@ -172,7 +189,7 @@ def _context_of(headers: Sequence[Header]) -> Any:
     carrier = {
         name: value.decode("ascii", "replace")
         for name, value in headers
-        if name in _HEADERS and value is not None
+        if name in HEADERS and value is not None
     }
     if "traceparent" not in carrier:
         return None

@@ -115,7 +115,8 @@ def failure_json(failure: Failure) -> str:
 def link_to(**changes: str | int | None) -> dict[str, str]:
     """Return the header that leads to the next page: this one's query, changed."""
     query: dict[str, Any] = dict(request.args.items()) | changes
-    text = urlencode({k: value for k, value in query.items() if value is not None})
+    given = {k: value for k, value in query.items() if value is not None}
+    text = urlencode(given, doseq=True)
     return {"Link": f'<{quote(request.path)}?{text}>; rel="next"'}
 
 

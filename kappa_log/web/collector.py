@@ -40,8 +40,12 @@ class LogCollector(Collector):
         """Yield all metrics."""
         head = self._log.head()
         yield _gauge("head_position", "Last position of the log.", head.position)
-        failures = self._log.count_failures()
-        yield _gauge("failures", "Failures that are kept, parked ones too.", failures)
+        failures = _labelled(
+            "failures", "Failures that are kept: failed themselves, or parked.", "state"
+        )
+        for state, count in self._log.failure_states().items():
+            failures.add_metric([state], count)
+        yield failures
         seen = CounterMetricFamily(
             "kappa_log_records",
             "Records, by what became of them.",

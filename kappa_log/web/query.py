@@ -35,6 +35,8 @@ DEFAULT_LIMIT = 20
 MAX_NUMBER = 2**63 - 1
 """The largest number that a database keeps."""
 
+ONE_OF = "Any of these; repeated for each."
+
 _SPACE_FOR_PLUS = re.compile(r"(T\S+) (\d\d:?\d\d)$")
 
 
@@ -78,6 +80,7 @@ Moment = Annotated[
     ),
 ]
 Text = Annotated[str, AfterValidator(_text)]
+Texts = Annotated[list[Text], Field(max_length=100)]
 Number = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=MAX_NUMBER)]
 Identifier = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_NUMBER)]
 Limit = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_LIMIT)]
@@ -116,6 +119,16 @@ class ListQuery(Limited):
     group_id: Text | None = None
     entity_id: Text | None = None
     event_type: Text | None = None
+    topics: Texts | None = Field(default=None, alias="topic[]", description=ONE_OF)
+    group_ids: Texts | None = Field(
+        default=None, alias="group_id[]", description=ONE_OF
+    )
+    entity_ids: Texts | None = Field(
+        default=None, alias="entity_id[]", description=ONE_OF
+    )
+    event_types: Texts | None = Field(
+        default=None, alias="event_type[]", description=ONE_OF
+    )
     partition: Number | None = None
     record_offset: Number | None = Field(default=None, description="Kafka's offset.")
     since: Moment | None = None
@@ -174,13 +187,25 @@ class ListQuery(Limited):
 
     def _equal(self) -> dict[str, Any]:
         return {
-            "topic": self.topic,
-            "group_id": self.group_id,
-            "entity_id": self.entity_id,
-            "event_type": self.event_type,
+            "topic": _wanted("topic", self.topic, self.topics),
+            "group_id": _wanted("group_id", self.group_id, self.group_ids),
+            "entity_id": _wanted("entity_id", self.entity_id, self.entity_ids),
+            "event_type": _wanted("event_type", self.event_type, self.event_types),
             "partition": self.partition,
             "offset": self.record_offset,
         }
+
+
+def _wanted(
+    name: str, one: str | None, some: list[str] | None
+) -> str | tuple[str, ...] | None:
+    """Return the value of a filter, or those of which it takes any."""
+    if some is None:
+        return one
+    if one is not None:
+        msg = f"{name} and {name}[] exclude each other"
+        raise UsageError(msg)
+    return tuple(some)
 
 
 def _place_of(text: str) -> Place:

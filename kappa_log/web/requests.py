@@ -1,4 +1,4 @@
-"""Requests as the API reads them: the last of repeated parameters, strict JSON."""
+"""Requests as the API reads them: lists, the last of the repeated, strict JSON."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from werkzeug.exceptions import BadRequest, UnsupportedMediaType
 
 
 class LastCounts(ImmutableMultiDict[str, str]):
-    """Parameters of which the last one of a name counts."""
+    """Parameters of which the last one of a name counts; of ``name[]`` all do."""
 
     @override
-    def items(self, multi: bool = False) -> Iterable[tuple[str, str]]:  # type: ignore[override]
+    def items(self, multi: bool = False) -> Iterable[tuple[str, Any]]:  # type: ignore[override]
         if multi:
             return super().items(multi=True)
-        return [(name, values[-1]) for name, values in self.lists()]
+        return [
+            (name, values if name.endswith("[]") else values[-1])
+            for name, values in self.lists()
+        ]
 
 
 class ApiRequest(Request):

@@ -48,7 +48,10 @@ TIMES = [None, "2026-03-01T00:00:00Z", "2026-03-02T00:00:00Z"]
 def test_cursors_pass_over_nothing_and_repeat_nothing(
     world: ApiWorld, noun: str, limit: int
 ) -> None:
-    """Through ties and rows without a time, the pages together are the list."""
+    """Through ties and rows without a time, the pages together are the list.
+
+    SEED D7.
+    """
     put, make = (
         (world.put_event, an_event)
         if noun == "events"
@@ -72,7 +75,8 @@ def test_a_page_by_offset_is_the_one_by_cursor(world: ApiWorld) -> None:
     for number in range(1, 8):
         world.put_event(an_event(number))
 
-    by_cursor = list(_following(world, "/v1/events?limit=3"))
+    query = "limit=3&topic[]=orders&topic[]=none"
+    by_cursor = list(_following(world, f"/v1/events?{query}"))
 
     assert by_cursor[1] == _ids(world, "/v1/events?limit=3&offset=3") == [4, 3, 2]
 
@@ -94,11 +98,15 @@ FILTERS = [
     ("colour=red", [5, 4, 3, 2, 1]),
     ("topic=none&topic=orders", [5, 4, 3, 2, 1]),
     ("limit=1&limit=2", [5, 4]),
+    ("entity_id[]=e2&entity_id[]=e4&entity_id[]=none", [4, 2]),
+    ("entity_id%5B%5D=e2", [2]),
+    ("topic[]=none", []),
+    ("topic[]=orders&group_id[]=billing&event_type[]=placed&entity_id=e1", [1]),
 ]
 
 
 def test_filters(world: ApiWorld) -> None:
-    """They are exact and joined by and; of a repeated one the last counts."""
+    """SEED A12, A13: exact, joined by and; the last of a repeated one; any of []."""
     for number in range(1, 6):
         world.put_event(an_event(number, partition=int(number % 2 == 0)))
 
@@ -118,7 +126,7 @@ def test_filters_by_position_and_event_time(world: ApiWorld) -> None:
 
 
 def test_filters_of_failures(world: ApiWorld) -> None:
-    """By what the error is, and when it was first seen."""
+    """SEED A14: by what the error is, and when it was first seen."""
     world.put_failure(a_failure(1))
     world.put_failure(a_failure(2, fingerprint="f2", error_class="KeyError"))
 
@@ -153,11 +161,14 @@ REFUSED = [
     "topic=" + "x" * 1100,
     "partition=one",
     "after=1.5",
+    "topic=a&topic[]=b",
+    "topic[]=%00",
+    "&".join(["topic[]=a"] * 101),
 ]
 
 
 def test_a_parameter_that_is_none_is_refused(world: ApiWorld) -> None:
-    """Nothing is read as something else than was meant."""
+    """SEED A11: nothing is read as something else than was meant."""
     for query in REFUSED:
         response = world.client.get(f"/v1/events?{query}")
 
@@ -209,7 +220,10 @@ def test_the_ends_of_time_are_times(world: ApiWorld) -> None:
 
 
 def test_no_digit_of_a_payload_is_lost(world: ApiWorld, tmp_path: Path) -> None:
-    """Its text passes through: numbers beyond a double, spaces, order of keys."""
+    """Its text passes through: numbers beyond a double, spaces, order of keys.
+
+    SEED H13.
+    """
     text = '{"b":12345678901234567890.12345678901234567890, "a" : 1E5,"é":"\\u00e9"}'
     file = tmp_path / "orders.jsonl"
     file.write_text(text + "\n")
@@ -222,7 +236,7 @@ def test_no_digit_of_a_payload_is_lost(world: ApiWorld, tmp_path: Path) -> None:
 def test_a_failure_shows_bytes_that_are_no_json(
     world: ApiWorld, tmp_path: Path
 ) -> None:
-    """As base64: what came is never lost, nor does it break the list."""
+    """SEED F16, A18: as base64: what came is never lost, nor does it break the list."""
     file = tmp_path / "orders.jsonl"
     file.write_bytes(b'{"n":1}\n{"n":\xff\n')
     world.log.ingest(file, topic="orders")
@@ -236,7 +250,7 @@ def test_a_failure_shows_bytes_that_are_no_json(
 
 
 def test_times_are_as_fine_as_they_are(world: ApiWorld) -> None:
-    """Milliseconds, or microseconds where there are any."""
+    """SEED A9: milliseconds, or microseconds where there are any."""
     world.put_event(an_event(1, created_at="2026-01-01T00:00:00.120Z"))
     world.put_event(an_event(2, created_at="2026-01-01T00:00:00.120001Z"))
 
@@ -252,7 +266,10 @@ NO_IDS = ["0", "-1", "1abc", "1.0", "+1", "%31%20", "x", "9" * 19, "9" * 40]
 
 
 def test_an_id_that_is_no_whole_number_is_not_there(world: ApiWorld) -> None:
-    """It is not rounded to one that is: what would be deleted is another row."""
+    """It is not rounded to one that is: what would be deleted is another row.
+
+    SEED A7.
+    """
     world.put_event(an_event(1))
     world.put_failure(a_failure(1))
 
@@ -270,7 +287,7 @@ def test_an_id_that_is_no_whole_number_is_not_there(world: ApiWorld) -> None:
 
 
 def test_head_is_answered_for_every_get(world: ApiWorld) -> None:
-    """With the status and headers of GET, and no body."""
+    """SEED A6: with the status and headers of GET, and no body."""
     world.put_event(an_event(1))
     paths = [
         str(rule)
@@ -300,7 +317,7 @@ NO_ROUTES = [
 
 
 def test_what_is_no_route_is_not_found(world: ApiWorld) -> None:
-    """A wrong method too, as it always was."""
+    """SEED A2: a wrong method too, as it always was."""
     for method, path in NO_ROUTES:
         response = world.client.open(path, method=method)
 

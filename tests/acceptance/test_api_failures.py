@@ -39,7 +39,10 @@ def _audit(world: ApiWorld) -> list[tuple[str, str, str, str | None]]:
 
 
 def test_retry_says_what_came_of_it(world: ApiWorld) -> None:
-    """Beyond whether it was acknowledged: the event's position, and who did it."""
+    """Beyond whether it was acknowledged: the event's position, and who did it.
+
+    SEED A20.
+    """
     response = world.client.post("/v1/failures/1/retry?reason=fixed")
 
     assert response.json == {"acknowledged": True, "outcome": "acked", "position": 1}
@@ -49,7 +52,10 @@ def test_retry_says_what_came_of_it(world: ApiWorld) -> None:
 
 
 def test_a_handler_that_raises_again_leaves_the_failure(world: ApiWorld) -> None:
-    """Its own message is the answer; where it stands is nobody's business."""
+    """Its own message is the answer; where it stands is nobody's business.
+
+    SEED A21, R6.
+    """
     told = "no price in /etc/shop/prices.json today"
     world.script({"do": "raise", "message": told})
 
@@ -162,7 +168,7 @@ def test_a_body_that_may_mean_more_than_was_meant_is_refused(
 
 
 def test_giving_one_up_is_noted(world: ApiWorld) -> None:
-    """Why is optional here, as it always was."""
+    """SEED A19: why is optional here, as it always was."""
     assert world.client.delete("/v1/failures/1").status_code == 200
     assert world.client.delete("/v1/failures/2?reason=stale").status_code == 200
 
@@ -173,7 +179,7 @@ def test_giving_one_up_is_noted(world: ApiWorld) -> None:
 
 
 def test_an_event_is_handed_to_its_handler_again(world: ApiWorld) -> None:
-    """Nothing is stored twice, whatever the handler says."""
+    """SEED A23: nothing is stored twice, whatever the handler says."""
     world.put_event(an_event(7))
 
     acked = world.client.post("/v1/events/7/retry").json

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kappa_log import Event, projection
-from support.api import ApiWorld
+from support.api import ApiWorld, a_failure
 from support.logs import append, set_bounds
 
 
@@ -315,13 +315,19 @@ def test_the_ledger_and_its_proof(world: ApiWorld) -> None:
 
 
 def test_metrics_are_what_the_log_counts(world: ApiWorld) -> None:
-    """In Prometheus' text, read when it is asked for."""
+    """In Prometheus' text, read when it is asked for; a state without any is 0."""
+    before = world.client.get("/metrics").text
+    for number in (1, 2, 3):
+        world.put_failure(a_failure(number, parked=int(number == 3)))
     response = world.client.get("/metrics")
+
+    assert 'kappa_log_failures{state="parked"} 0.0' in before.splitlines()
 
     assert response.content_type == "text/plain; version=0.0.4; charset=utf-8"
     for line in (
         "kappa_log_head_position 10.0",
-        "kappa_log_failures 0.0",
+        'kappa_log_failures{state="failed"} 2.0',
+        'kappa_log_failures{state="parked"} 1.0',
         'kappa_log_records_total{fate="acked"} 10.0',
         'kappa_log_projection_lag_events{projection="spent"} 0.0',
     ):

@@ -79,7 +79,7 @@ def test_another_host_is_refused(world: ApiWorld, host: str) -> None:
 def test_another_origin_changes_nothing(
     world: ApiWorld, headers: dict[str, str]
 ) -> None:
-    """A page of another site may make a browser ask, and is refused."""
+    """SEED A1: a page of another site may make a browser ask, and is refused."""
     for method, path in (
         ("DELETE", "/v1/failures/1"),
         ("POST", "/v1/failures/1/retry"),
@@ -206,7 +206,7 @@ def test_buckets_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_answer_is_sealed(world: ApiWorld) -> None:
-    """Also errors: nothing is sniffed, framed, cached or run."""
+    """SEED A1: also errors: nothing is sniffed, framed, cached or run."""
     for path in ("/ping", "/v1/events", "/v1/events/9", "/nowhere", "/openapi.json"):
         headers = world.client.get(path).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
@@ -223,7 +223,7 @@ def _bearer(secret: str) -> dict[str, str]:
 
 
 def test_every_route_needs_a_token_where_others_connect(guarded: ApiWorld) -> None:
-    """But those that tell whether it lives; a new route is no exception."""
+    """SEED A1: but those that tell whether it lives; a new route is no exception."""
     secret = guarded.log.create_token("ann", "read")
     for rule in guarded.app.url_map.iter_rules():
         path = str(rule).replace("<identifier>", "1").replace("<name>", "x")
@@ -412,7 +412,7 @@ def test_every_error_has_a_status() -> None:
 
 
 def test_a_database_that_fails_is_not_quoted(world: ApiWorld) -> None:
-    """Neither its statements nor its files are anybody's business."""
+    """SEED A4: neither its statements nor its files are anybody's business."""
     execute(world.log, "ALTER TABLE kappa_log_failures RENAME TO gone")
 
     response = world.client.get("/v1/failures")

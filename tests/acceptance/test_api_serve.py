@@ -115,7 +115,10 @@ def test_it_serves_until_it_is_told_to_stop(
 
 
 def test_the_access_log_is_a_line_a_request(place: Path) -> None:
-    """What was asked, by whom, and what came of it; a path cannot forge a line."""
+    """What was asked, by whom, and what came of it; a path cannot forge a line.
+
+    SEED A25, A26.
+    """
     with served(place, "--access-log") as (url, process):
         ask(url + "/v1/events?topic=a%0Ab&limit=5")
         with pytest.raises(urllib.error.HTTPError):
@@ -217,7 +220,7 @@ def test_no_tokens_says_what_to_type(place: Path) -> None:
 
 
 def test_an_application_for_other_servers(place: Path) -> None:
-    """wsgi.py is written once; it answers nothing without a token."""
+    """SEED A24, K8: wsgi.py is written once; it answers nothing without a token."""
     first, again = run(place, "init-events-api"), run(place, "init-events-api")
     assert (first.stdout.split()[0], again.stdout.split()[0]) == ("create", "exists")
 

@@ -424,7 +424,10 @@ class Kills(Handler):
 def test_a_connection_lost_while_a_handler_works_costs_nothing(
     postgresql_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No transaction is open then: the batch is committed over a new connection."""
+    """No transaction is open then: the batch is committed over a new connection.
+
+    SEED H18.
+    """
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "killing_handlers.py").write_text(
         HANDLER.replace("{url}", postgresql_url.replace("+psycopg", ""))

@@ -65,7 +65,7 @@ def process(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    """Who knows nothing finds everything."""
+    """SEED K1: who knows nothing finds everything."""
     code, out, _ = typed(capsys, "--help")
 
     listing = out.partition("Commands:")[2]
@@ -109,7 +109,7 @@ def test_help_imports_no_database() -> None:
 
 
 def test_version_names_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """A bug report begins with these three."""
+    """SEED K1: a bug report begins with these three."""
     code, out, _ = typed(capsys, "--version")
 
     assert code == 0
@@ -146,7 +146,7 @@ def test_version_names_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_typo_is_answered_with_what_was_meant(
     capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
-    """Usage errors exit with 2, on stderr, and teach."""
+    """SEED K2: usage errors exit with 2, on stderr, and teach."""
     code, out, err = typed(capsys, *arguments)
 
     assert code == 2
@@ -441,7 +441,10 @@ def test_a_table_in_a_pipe_cuts_nothing(
 def test_init_writes_what_is_missing_and_keeps_the_rest(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Run twice it changes nothing; it prints what it did and the next step."""
+    """Run twice it changes nothing; it prints what it did and the next step.
+
+    SEED K3, K4, X1.
+    """
     code, out, err = typed(capsys, "init", "shop")
     (tmp_path / "shop" / "kappa_log.toml").write_text("# mine\n")
     again = typed(capsys, "init", "shop")

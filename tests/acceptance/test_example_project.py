@@ -6,24 +6,30 @@ of its users, on a real broker.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
+from confluent_kafka.schema_registry.avro import AvroSerializer
+from confluent_kafka.serialization import MessageField, SerializationContext
 
 from kappa_log import Event, KappaLog, Notice, subscribe
 from kappa_log.cli import run
+from kappa_log.decoders.registry import client_of
 from kappa_log.status import HeadStatus
 from support.kafka_broker import RealBroker
 from support.topics import Running
 
 EXAMPLE = Path(__file__).parents[1] / "example_project"
-TOPICS = ("catalogue", "orders", "shipments")
+TOPICS = ("catalogue", "orders", "shipments", "payments")
 PARTITIONS = 4
 
 CHECK, ACTION = "event_already_exists_check", "event_action"
@@ -51,6 +57,21 @@ OLD = {"sku": "mug", **order("c2", 34)}
 del OLD["product"]
 ORDERS = [*PLAIN, REPEATED, TEST, SLOW, UNKNOWN, BEHIND, OLD]
 KEPT = sorted(order["order"] for order in [*PLAIN, SLOW, UNKNOWN, BEHIND, OLD])
+
+FIELDS = [
+    {"name": "order", "type": "string"},
+    {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
+    {
+        "name": "amount",
+        "type": {"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2},
+    },
+]
+PAYMENT = {"type": "record", "name": "Payment", "fields": FIELDS}
+CURRENCY = {"name": "currency", "type": "string", "default": "EUR"}
+PAYMENT_2 = {**PAYMENT, "fields": [*FIELDS, CURRENCY]}
+"""The schema of payments, and what became of it: a reader of it reads the first."""
+
+PAID = {"o1": ("13.50", "EUR"), "o2": ("13.50", "USD")}
 
 Place = tuple[str, int, int]
 """Topic, partition and offset."""
@@ -87,7 +108,8 @@ class Project:
         self.folder = folder
         self.topics = {name: f"{name}-{uuid4().hex[:8]}" for name in TOPICS}
         for name, topic in self.topics.items():
-            broker.create_topic(topic, 1 if name == "catalogue" else PARTITIONS)
+            few = name in ("catalogue", "payments")
+            broker.create_topic(topic, 1 if few else PARTITIONS)
         self._read = read
 
     def type(self, *arguments: str) -> str:
@@ -121,6 +143,20 @@ class Project:
             ]
             found = producer.publish_list(records)
         return [(one.topic, one.partition, one.offset) for one in found]
+
+    def pay(
+        self, app: KappaLog, schema: dict[str, Any], number: str, **more: Any
+    ) -> None:
+        """Publish a payment as tills do, by their serializer."""
+        topic = self.topics["payments"]
+        # A registry in memory is that of its client, which all in here share.
+        registry = client_of(app.config.registry)
+        serializer = AvroSerializer(registry, json.dumps(schema))
+        value = {"order": number, "at": datetime.fromisoformat(AT), **more}
+        value["amount"] = Decimal("13.50")
+        framed = serializer(value, SerializationContext(topic, MessageField.VALUE, []))
+        with app.producer() as producer:
+            producer.publish(topic, framed, key=number)
 
     def events(self, app: KappaLog, name: str) -> list[Event]:
         """Return the events of a topic by position."""
@@ -180,6 +216,8 @@ def test_a_project_of_a_user_of_the_old_system_works(
             places = project.publish(app, "orders", *ORDERS)
             running.wait_for(lambda: told.decided(places), "all orders")
             _check_what_failed(app)
+            project.pay(app, PAYMENT, "o1")
+            project.pay(app, PAYMENT_2, "o2", currency="USD")
             mend(project, app, running)
             running.wait_for(lambda: _is_all_there(project, app), "shipments and folds")
         _check_what_was_told(dict(zip(_ids(ORDERS), places, strict=True)), told)
@@ -196,7 +234,7 @@ def test_a_project_of_a_user_of_the_old_system_works(
     # Two consumers, twice; and the retry.
     opened = [record.message for record in caplog.records if record.name == "shop"]
     assert (opened.count("open"), opened.count("closed")) == (5, 5)
-    project.type("verify", "customers", "shipments_of_orders")
+    project.type("verify", "customers", "shipments_of_orders", "payments")
 
 
 def wait_for_both(project: Project, running: Running) -> None:
@@ -240,7 +278,8 @@ def _check_what_failed(app: KappaLog) -> None:
 def _is_all_there(project: Project, app: KappaLog) -> bool:
     head = app.head().position
     live = [app.projection(name).live for name in app.registry.names]
-    return len(project.events(app, "shipments")) == len(KEPT) and all(
+    wanted = {"shipments": len(KEPT), "payments": len(PAID)}
+    return all(len(project.events(app, t)) == n for t, n in wanted.items()) and all(
         build is not None and build.cursor == head for build in live
     )
 
@@ -285,4 +324,12 @@ def _check_what_there_is(project: Project, app: KappaLog) -> HeadStatus:
     rows = list(app.rows("shipments_of_orders"))
     assert [row["times"] for row in rows] == [1] * len(KEPT)
     assert {row["shipped_at"].isoformat() for row in rows} == {AT}
+
+    payments = {row["entity_id"]: row for row in app.rows("payments")}
+    paid = {n: (row["amount"], row["currency"]) for n, row in payments.items()}
+    assert paid == PAID
+    # What was received is kept as it came, each by the schema that wrote it.
+    kept = project.events(app, "payments")
+    assert [event.event_version for event in kept] == ["1", "2"]
+    assert all(event.raw is not None and event.raw[:1] == b"\0" for event in kept)
     return app.head()

@@ -62,7 +62,10 @@ def test_failures_are_listed_newest_first(typed: Type) -> None:
 
 
 def test_one_failure_is_shown_whole(typed: Type) -> None:
-    """Its record and the steps of its error; one that is not there is said so."""
+    """Its record and the steps of its error; one that is not there is said so.
+
+    SEED F8.
+    """
     said = typed("failures", "show", "1").out
 
     assert "ValueError: no such order" in said
@@ -96,7 +99,7 @@ def test_without_failures_each_list_says_so(typed: Type, world: Poisoned) -> Non
 
 
 def test_a_retry_tells_what_came_of_it(typed: Type, world: Poisoned) -> None:
-    """It ends with 3 while something fails, and with 0 when nothing does."""
+    """SEED F19: it ends with 3 while something fails, and with 0 when nothing does."""
     said = typed("failures", "retry", "--all", code=3)
     assert "kept 0   skipped 0   duplicate 0   failed again 3" in said.out
     assert "failure 1 failed again: ValueError: no such order" in said.out

@@ -576,7 +576,7 @@ def test_run_keeps_rows_up_with_the_topic(
 def test_run_refuses_projections_that_cannot_be_imported(
     shop: Shop, typed: Type, tmp_path: Path
 ) -> None:
-    """Before anything is read."""
+    """SEED X2: before anything is read."""
     (tmp_path / "views_of_nothing.py").write_text("1 / 0\n")
     shop.configure(projections={"modules": ["views_of_nothing"]})
 

@@ -72,7 +72,10 @@ def of_partition(shop: Shop, partition: int) -> list[int]:
 def test_a_record_is_tried_in_its_place_while_all_others_flow(
     kafka_broker: RealBroker, shop: Patient
 ) -> None:
-    """Its partition waits for it in order, three others do not; a notice says why."""
+    """Its partition waits for it in order, three others do not; a notice says why.
+
+    SEED P3, P5.
+    """
     first = [order(100 * p + n, p) for p in range(4) for n in range(3)]
     kafka_broker.produce(shop.topic, [*first, order(9, 2, "raise"), order(10, 2)])
 
@@ -110,7 +113,10 @@ def test_a_record_is_tried_in_its_place_while_all_others_flow(
 def test_attempts_are_counted_to_their_end(
     kafka_broker: RealBroker, shop: Patient
 ) -> None:
-    """After the last of them the record is a failure, and its partition goes on."""
+    """After the last of them the record is a failure, and its partition goes on.
+
+    SEED F3.
+    """
     shop.configure({"max_retries": 2})
     kafka_broker.produce(
         shop.topic,
@@ -149,7 +155,10 @@ def test_attempts_begin_anew_after_a_restart(
 def test_waits_grow_up_to_their_limit(
     kafka_broker: RealBroker, shop: Patient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each one is drawn from a span that doubles, and never passes max_ms."""
+    """Each one is drawn from a span that doubles, and never passes max_ms.
+
+    SEED P11, P12.
+    """
     spans: list[tuple[float, float]] = []
     uniform = random.uniform
 
@@ -169,7 +178,10 @@ def test_waits_grow_up_to_their_limit(
 def test_a_stop_does_not_wait_for_the_next_attempt(
     kafka_broker: RealBroker, shop: Patient
 ) -> None:
-    """It may be an hour away; what was committed is where the next run begins."""
+    """It may be an hour away; what was committed is where the next run begins.
+
+    SEED P6.
+    """
     shop.configure({"backoff": {"min_ms": 3_600_000, "max_ms": 3_600_000}})
     kafka_broker.produce(shop.topic, [order(1, 0), order(2, 0, "raise"), order(3, 1)])
     with shop.running() as running:

@@ -57,7 +57,10 @@ def everything_is_read_once(shop: Shop, number: int) -> None:
 def test_a_signal_ends_an_idle_consumer(
     shop: Shop, kafka_broker: RealBroker, work: str, number: int, code: int
 ) -> None:
-    """It says what it did; Ctrl-C is no success, and how services are stopped is."""
+    """It says what it did; Ctrl-C is no success, and how services are stopped is.
+
+    SEED X4.
+    """
     kafka_broker.produce(shop.topic, orders(3))
 
     with shop.started(work, "--json") as command:
@@ -74,7 +77,7 @@ def test_a_signal_ends_an_idle_consumer(
 def test_a_signal_ends_a_consumer_under_load(
     shop: Shop, kafka_broker: RealBroker
 ) -> None:
-    """The batch at hand is committed or rolled back; the next run reads on."""
+    """SEED P8: the batch at hand is committed or rolled back; the next run reads on."""
     shop.configure(kafka=QUICK, ingest={"batch_size": 50})
     kafka_broker.produce(shop.topic, orders(9_000))
 

@@ -44,7 +44,7 @@ STARTS = [
 def test_the_first_run_begins_where_it_is_told(
     shop: Shop, kafka_broker: RealBroker, start: object, zero: str, one: str
 ) -> None:
-    """And a later one, with another start, goes on where that one ended."""
+    """SEED L1: and a later one, with another start, goes on where that one ended."""
     kafka_broker.produce(shop.topic, orders(0, 1, 2) + orders(3, 4, 5, partition=1))
     shop.configure({"start": start})
     shop.consume()

@@ -162,11 +162,15 @@ def shop(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_handler_decides_about_each_record(shop: Shop) -> None:
-    """Ack keeps, all else skips, around_consume sees and may change the payload."""
+    """Ack keeps, all else skips, around_consume sees and may change the payload.
+
+    SEED H1, H4, H5, H17.
+    """
     file = shop.lines(
         '{"id":"ada"}', '{"do":"skip"}', '{"do":"never"}', '{"id":7}', '{"id":null}'
     )
     with shop.open("billing") as app:
+        before = app.now()
         report = app.ingest(file, topic="orders")
 
         counts = report.counts
@@ -174,6 +178,7 @@ def test_a_handler_decides_about_each_record(shop: Shop) -> None:
         assert report.group_id == "billing"
         events = app.events(topic="orders", oldest_first=True)
         assert [event.entity_id for event in events] == ["ada", "7", None]
+        assert all(before <= event.recorded_at <= app.now() for event in events)
         assert {(e.event_type, e.event_version) for e in events} == {("order", "2")}
         assert events[0].payload == {"id": "ada"}  # As received, not as wrapped.
         assert app.verify().ok
@@ -204,7 +209,10 @@ FAILURES = [
 def test_a_handler_that_raises_leaves_a_failure_whole(
     shop: Shop, do: str, name: str, message: str, told: tuple[str, bool, str | None]
 ) -> None:
-    """With class, message, backtrace, fingerprint, and what its extractors can tell."""
+    """With class, message, backtrace, fingerprint, and what its extractors can tell.
+
+    SEED F8, F9, F10.
+    """
     line = f'{{"id":"ada","do":"{do}"}}'
     file = shop.lines('{"id":1}', line, '{"id":2}', line + " ")
     with shop.open("billing") as app:
@@ -229,7 +237,7 @@ def test_a_handler_that_raises_leaves_a_failure_whole(
 
 
 def test_extractors_get_what_consume_received(shop: Shop) -> None:
-    """Not what was decoded; what never came to consume tells nothing."""
+    """SEED F9, F10: not what was decoded; what never came to consume tells nothing."""
     file = shop.lines('{"id":"ada"}', '{"id":"bob","do":"never"}')
     with shop.open("billing", handler="Telling") as app:
         app.ingest(file, topic="orders")
@@ -316,7 +324,7 @@ def test_failures_group_by_class_and_place(shop: Shop) -> None:
 
 
 def test_an_undecodable_record_never_reaches_the_handler(shop: Shop) -> None:
-    """Its extractors have nothing to read either."""
+    """SEED H14: its extractors have nothing to read either."""
     file = shop.lines("nonsense")
     with shop.open("billing") as app:
         app.ingest(file, topic="orders")
@@ -337,7 +345,7 @@ def test_field_options_and_dedupe_are_refused_beside_a_listener(shop: Shop) -> N
 
 
 def test_of_several_listeners_one_must_be_picked(shop: Shop) -> None:
-    """The groups are named; each group has events of its own."""
+    """SEED F11: the groups are named; each group has events of its own."""
     file = shop.lines('{"id":1}')
     with shop.open("billing", "shipping") as app:
         with pytest.raises(
@@ -349,6 +357,18 @@ def test_of_several_listeners_one_must_be_picked(shop: Shop) -> None:
             report = app.ingest(file, topic="orders", group=group)
             assert (report.group_id, report.counts.acked) == (group, 1)
         assert app.verify().ok
+
+
+def test_what_fails_in_two_groups_is_a_failure_of_each(shop: Shop) -> None:
+    """SEED F14: the second one was dropped without a trace."""
+    file = shop.lines('{"id":"ada","do":"raise"}')
+    with shop.open("billing", "shipping") as app:
+        for group in ("billing", "shipping"):
+            app.ingest(file, topic="orders", group=group)
+
+        found = app.failures()
+        assert sorted(failure.group_id for failure in found) == ["billing", "shipping"]
+        assert len({failure.checksum for failure in found}) == 1
 
 
 def test_a_group_that_no_listener_of_the_topic_has_is_refused(shop: Shop) -> None:
@@ -396,7 +416,7 @@ def test_options_that_are_no_text_are_refused_by_name(shop: Shop) -> None:
 def test_a_wrong_listener_is_a_wrong_setting(
     shop: Shop, more: str, handler: str, message: str
 ) -> None:
-    """The message names the alternatives; nothing is read."""
+    """SEED F11: the message names the alternatives; nothing is read."""
     file = shop.lines('{"id":1}')
 
     with (
@@ -463,7 +483,7 @@ LINES = [
 def test_a_mode_says_what_is_a_duplicate(
     shop: Shop, dedupe: str | None, repeats: dict[int, int]
 ) -> None:
-    """Dropped ones are listed with the position that they repeat."""
+    """SEED H6, H7, H10: dropped ones are listed with the position that they repeat."""
     file = shop.lines(*LINES)
     with shop.open() as app:
         fields = FieldOptions(entity_id="id", key="k")
@@ -477,7 +497,7 @@ def test_a_mode_says_what_is_a_duplicate(
 
 
 def test_skips_and_failures_make_no_duplicates(shop: Shop) -> None:
-    """Only what is in the log can be repeated."""
+    """SEED H6, F14: only what is in the log can be repeated."""
     file = shop.lines('{"do":"skip"}', '{"do":"skip"}', "bad", "bad")
     with shop.open("billing") as app:
         counts = app.ingest(file, topic="orders").counts
@@ -520,7 +540,7 @@ def _by_listener(shop: Shop) -> tuple[Callable[[], KappaLog], FieldOptions | Non
 def test_a_duplicate_can_be_admitted_once(
     shop: Shop, by: Callable[[Shop], tuple[Callable[[], KappaLog], FieldOptions | None]]
 ) -> None:
-    """It becomes an event of its own coordinates; dedupe loses nothing."""
+    """SEED H7: it becomes an event of its own coordinates; dedupe loses nothing."""
     opened, fields = by(shop)
     file = shop.lines(*LINES)
     with opened() as app:

@@ -13,11 +13,15 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError
+from opentelemetry import trace
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from kappa_log import KappaLog, Producer
 from kappa_log.config import Config
 from kappa_log.errors import ConfigError, DeliveryFailed, SourceError, UsageError
 from kappa_log.kafka import client
+from kappa_log.telemetry import tracing
 from support.kafka_broker import RealBroker
 from support.mock_broker import Api, MockBroker
 from support.topics import Shop
@@ -257,6 +261,71 @@ def test_a_newer_producer_of_a_transactional_id_shuts_out_the_older(
         _overtaken(older, newer, topic)
     older.close()
     newer.close()
+
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def test_a_record_tells_its_readers_which_span_published_it(
+    mock_broker: MockBroker,
+    sqlite_url: str,
+    tmp_path: Path,
+    spans: InMemorySpanExporter,
+) -> None:
+    """Its processing links to that span; a header that was given is not replaced."""
+    mock_broker.create_topic("t", 1)
+    with Shop(mock_broker, "t", sqlite_url, tmp_path) as shop:
+        with shop.app.producer() as producer:
+            with trace.get_tracer("shop").start_as_current_span("order") as active:
+                producer.publish("t", {"id": 1}, headers={"a": "b"})
+                producer.publish("t", {"id": 2}, headers={"traceparent": PARENT})
+            producer.publish("t", {"id": 3})
+        shop.consume()
+
+    linked = {
+        (span.attributes or {})["messaging.kafka.offset"]: [
+            link.context.span_id for link in span.links
+        ]
+        for span in spans.get_finished_spans()
+        if span.name == "process t"
+    }
+    assert linked == {
+        0: [active.get_span_context().span_id],
+        1: [int(PARENT[36:52], 16)],
+        2: [],
+    }
+    found = [dict(m.headers() or []) for m in kept(mock_broker, wanted=3)]
+    assert [sorted(headers) for headers in found] == [
+        ["a", "traceparent"],
+        ["traceparent"],
+        [],
+    ]
+
+
+def test_a_span_that_was_passed_on_is_told_with_its_state(
+    producer: Producer, mock_broker: MockBroker
+) -> None:
+    """No provider is needed to pass on what came from elsewhere."""
+    state = {"tracestate": "shop=1", "traceparent": PARENT}
+    with trace.use_span(
+        trace.get_current_span(TraceContextTextMapPropagator().extract(state))
+    ):
+        producer.publish("t", "x", partition=0)
+        producer.publish("t", "y", partition=0, headers={"tracestate": None})
+
+    first, second = kept(mock_broker, wanted=2)
+    assert dict(first.headers()) == {n: v.encode() for n, v in state.items()}
+    assert second.headers() == [("tracestate", None)]
+
+
+def test_who_has_no_opentelemetry_is_told_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Publishing does not import it either."""
+    monkeypatch.delitem(sys.modules, "opentelemetry.trace")
+
+    assert tracing.carried() == []
+    assert "opentelemetry.trace" not in sys.modules
 
 
 HANDLERS = """

@@ -61,7 +61,10 @@ def _quiet_afterwards() -> Iterator[None]:
 def test_as_json_all_that_is_told_is_a_line(
     orders: Poisoned, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Notices, errors, failures and what libraries warn of; stdout is for data."""
+    """Notices, errors, failures and what libraries warn of; stdout is for data.
+
+    SEED X10.
+    """
     subscriptions = output.log_by(LogConfig(format="json", level="debug"))
     try:
         output.say("orders partition 0 is ours")

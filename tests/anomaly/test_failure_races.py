@@ -60,7 +60,10 @@ def at_once(*acts: Callable[[], object]) -> list[Any]:
 
 
 def test_of_two_retries_of_one_failure_one_wins(world: Poisoned) -> None:
-    """The other is told, and what its handler wrote is gone with its attempt."""
+    """The other is told, and what its handler wrote is gone with its attempt.
+
+    SEED R11.
+    """
     world.read(*((None, bad(n)) for n in range(RACES)))
     world.fix()
     ids = sorted(failure.id for failure in world.app.failures(limit=RACES))
@@ -212,7 +215,7 @@ RETRY = "\napp.retry_failures()\n"
 
 @pytest.mark.parametrize("step", sorted(AT))
 def test_a_killed_retry_leaves_nothing_behind(world: Poisoned, step: str) -> None:
-    """No lock, no half: the next one does all of it, once."""
+    """SEED R11: no lock, no half: the next one does all of it, once."""
     world.read(("a", bad(1)), ("a", {"n": 2}))
     killing = world.folder / "killing"
     if step == "in the handler":

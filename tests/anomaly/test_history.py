@@ -394,7 +394,7 @@ def test_equal_payloads_are_allowed_where_places_tell_messages_apart() -> None:
 
 
 def test_no_two_tombstones_are_one_message() -> None:
-    """They have no payload by which they could be told apart."""
+    """SEED H12: they have no payload by which they could be told apart."""
     assert check(history((0, None), (1, None))) == []
 
 

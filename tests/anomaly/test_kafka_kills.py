@@ -84,7 +84,10 @@ def trials(worlds: Worlds) -> Trials:
 
 @pytest.mark.parametrize("point", ["K0", "K1", "K2", "K3", "K4", "K5", "K6"])
 def test_killed_consumers_lose_and_double_nothing(trials: Trials, point: str) -> None:
-    """Where one died the next goes on, behind the last batch that was committed."""
+    """Where one died the next goes on, behind the last batch that was committed.
+
+    SEED H15.
+    """
     for seed in range(TRIALS):
         chance = random.Random(f"{point} {seed}")
 

@@ -357,7 +357,7 @@ def test_two_processes_over_one_file_double_nothing(
 def test_processes_that_begin_one_file_at_the_same_moment_double_nothing(
     log: KappaLog, task: dict[str, Any], file: Path, lines: list[str]
 ) -> None:
-    """Each is done or fenced, and a last run has nothing left to do wrong."""
+    """SEED H15: each is done or fenced, and a last run has nothing left to do wrong."""
     task |= {"work": "ingest", "file": str(file), "batch_size": 500}
 
     with Worker(**task) as one, Worker(**task) as two, Worker(**task) as three:

@@ -108,7 +108,10 @@ def _check_after(world: ApiWorld, after: dict[str, Any]) -> None:
 def test_a_case_of_the_original(
     database_url: str, tmp_path: Path, case: dict[str, Any]
 ) -> None:
-    """Programs that were written for the original go on working."""
+    """Programs that were written for the original go on working.
+
+    SEED A2, A3, A5, A6, A8 to A10, A12, A14 to A22, D7, F11, F16, F17, R2, R4, R5.
+    """
     world = _world(database_url, tmp_path, case["setup"])
     try:
         _check(case["expect"], _ask(world, case["request"]))

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+from pydantic_core import PydanticUndefined
 
 from kappa_log import errors
 from kappa_log.app import KappaLog
 from kappa_log.cli import cli
-from kappa_log.config import Config
+from kappa_log.cli.start import TEMPLATE
+from kappa_log.config import Config, ListenerConfig
 from kappa_log.storage import database
+
+COMMENTED = re.compile(r'^# (?=\[|["\w.]+ = )', re.MULTILINE)
+"""Before a setting of the template that shows its default."""
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -28,13 +35,13 @@ def _commands(group: click.Group, path: str = "") -> Iterator[str]:
             yield f"{path}{name}"
 
 
-def _settings(model: Any, path: str = "") -> Iterator[str]:
+def _defaults(model: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     for name, field in model.model_fields.items():
         inner = field.annotation
         if hasattr(inner, "model_fields"):
-            yield from _settings(inner, f"{path}{name}.")
+            yield from _defaults(inner, f"{path}{name}.")
         else:
-            yield f"{path}{name}"
+            yield f"{path}{name}", field.default
 
 
 def _errors() -> Iterator[str]:
@@ -50,10 +57,40 @@ def test_every_command_is_in_the_readme(command: str) -> None:
     assert f"`kappa-log {command}`" in README or f"`{command}`" in README
 
 
-@pytest.mark.parametrize("setting", sorted(_settings(Config)))
+@pytest.mark.parametrize("setting", sorted(dict(_defaults(Config))))
 def test_every_setting_is_in_the_readme(setting: str) -> None:
     """A setting that nobody can read about is not there."""
     assert setting in README
+
+
+def test_what_init_writes_shows_every_setting_with_its_default() -> None:
+    """SEED X1, X6 to X9: an example of all there is; who uncomments a line is safe."""
+    written = tomllib.loads(COMMENTED.sub("", TEMPLATE))
+    Config(**written)
+    (listener,) = written["listeners"]
+
+    changed: set[str] = set()
+    for model, values in ((Config, written), (ListenerConfig, listener)):
+        shown, defaults = dict(_shown(model, values)), dict(_defaults(model))
+        assert shown.keys() == defaults.keys()
+        changed |= {
+            name
+            for name, default in defaults.items()
+            if default not in (None, {}, PydanticUndefined) and shown[name] != default
+        }
+
+    # What a project has of its own from the start.
+    assert changed == {"listeners", "projections.modules"}
+
+
+def _shown(model: Any, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a file, by the names of `_defaults`."""
+    for name, value in values.items():
+        inner = model.model_fields[name].annotation
+        if hasattr(inner, "model_fields"):
+            yield from ((f"{name}.{key}", v) for key, v in _shown(inner, value))
+        else:
+            yield name, value
 
 
 @pytest.mark.parametrize("error", sorted(set(_errors()) - {"KappaLogError"}))

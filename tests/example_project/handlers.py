@@ -100,3 +100,9 @@ class Orders(Handler):
 def shipped(payload: dict[str, Any], _: Metadata) -> object:
     """Keep a shipment; its time and type are those of the CloudEvent."""
     return ack(payload["data"]["order"], None)
+
+
+def paid(payload: dict[str, Any], _: Metadata) -> object:
+    """Keep a payment; since its second version it has a currency."""
+    version = 2 if "currency" in payload else 1
+    return ack(payload["order"], payload["at"], "order_paid", version)

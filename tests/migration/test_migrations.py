@@ -36,7 +36,10 @@ def used(url: str, folder: Path) -> KappaLog:
 
 
 def test_up_down_and_up_again(database_url: str, tmp_path: Path) -> None:
-    """Down takes all that is ours, builds and views too; up makes it as it was."""
+    """Down takes all that is ours, builds and views too; up makes it as it was.
+
+    SEED D5, D6.
+    """
     with used(database_url, tmp_path) as app:
         engine_tables = set(app.database.tables.metadata.tables)
         assert engine_tables < set(tables(app))
@@ -133,7 +136,7 @@ def test_the_code_knows_the_newest_revision(sqlite_url: str) -> None:
 
 
 def test_another_prefix_is_another_log(database_url: str, tmp_path: Path) -> None:
-    """Two logs may share a database; dropping one leaves the other."""
+    """SEED D1: two logs may share a database; dropping one leaves the other."""
     with used(database_url, tmp_path) as app:
         before = tables(app)
         other = KappaLog(

@@ -232,7 +232,10 @@ def test_what_a_handler_defers_is_its_own_fault(world: Poisoned) -> None:
 def test_a_batch_that_was_got_ahead_of_writes_its_effects_once(
     shared: Poisoned,
 ) -> None:
-    """A message became an event meanwhile: the first attempt's effects roll back."""
+    """A message became an event meanwhile: the first attempt's effects roll back.
+
+    SEED H15.
+    """
     # Its transaction is open, with effects of record 0, when another one commits 1.
     other = shared.portion([(None, {"n": 1})], partition=1)
     shared.during_call(lambda: shared.take(other), 1)
@@ -277,7 +280,7 @@ def test_a_record_that_is_tried_again_in_place_leaves_no_effect(
 
 
 def test_a_retry_commits_its_effects_with_its_event(world: Poisoned) -> None:
-    """A failed one leaves none, a skip and a duplicate the handler's due."""
+    """SEED R11: a failed one leaves none, a skip and a duplicate the handler's due."""
     take(world, {"do": "raise"}, {"sql": [BROKEN]})
     with pytest.raises(RetryFailed):
         world.app.retry_failure(1)
@@ -318,7 +321,7 @@ def test_a_connection_is_of_one_record_alone(world: Poisoned) -> None:
 
 
 def test_a_lost_connection_blames_no_record(shared: Poisoned) -> None:
-    """The batch fails as a whole, to be tried again; nothing of it is kept."""
+    """SEED F7: the batch fails as a whole, to be tried again; nothing of it is kept."""
     cut = {"sql": ["SELECT pg_terminate_backend(pg_backend_pid())"], "swallow": True}
     with pytest.raises(DatabaseUnavailable):
         take(shared, {}, cut, {})

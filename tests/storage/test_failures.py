@@ -42,7 +42,7 @@ def world(
 
 
 def test_a_retried_failure_becomes_an_event(world: Poisoned) -> None:
-    """Event, end of the failure, ledger and audit trail are one."""
+    """SEED R1, R4, R11: event, end of the failure, ledger and audit trail are one."""
     world.read(("a", bad(1)), ("b", {"n": 2}))
     world.fix()
 
@@ -66,7 +66,7 @@ def test_a_retried_failure_becomes_an_event(world: Poisoned) -> None:
 
 
 def test_a_retry_that_skips_removes_the_failure(world: Poisoned) -> None:
-    """The handler decided; nothing waits any more."""
+    """SEED R5: the handler decided; nothing waits any more."""
     world.read(("a", bad(1)))
     handlers = world.folder / f"{world.module}.py"
     handlers.write_text(
@@ -87,7 +87,7 @@ def test_a_retry_that_skips_removes_the_failure(world: Poisoned) -> None:
 def test_a_message_that_became_an_event_meanwhile_is_a_duplicate(
     world: Poisoned,
 ) -> None:
-    """It is noted as one, and its handler is not called for it."""
+    """SEED R7: it is noted as one, and its handler is not called for it."""
     world.read((None, bad(1)))
     world.fix()
     world.read((None, bad(1)))
@@ -103,7 +103,10 @@ def test_a_message_that_became_an_event_meanwhile_is_a_duplicate(
 
 
 def test_a_retry_that_fails_keeps_the_new_error(world: Poisoned) -> None:
-    """Error, attempts and time are of the last attempt; the record stays whole."""
+    """Error, attempts and time are of the last attempt; the record stays whole.
+
+    SEED R6.
+    """
     world.read(("a", bad(1)))
     before = world.app.failure(1)
     handlers = world.folder / f"{world.module}.py"
@@ -123,6 +126,39 @@ def test_a_retry_that_fails_keeps_the_new_error(world: Poisoned) -> None:
     assert after.value == before.value
     assert any("KeyError" in line for line in after.error_backtrace)
     assert world.app.head().position == 0
+    world.check()
+
+
+def test_a_retry_that_fails_at_the_last_attempt_keeps_its_failure(
+    world: Poisoned,
+) -> None:
+    """SEED R8: with max_retries 0 it was deleted, and so lost."""
+    world.configure(more="max_retries = 0")
+    world.read(("a", bad(1)))
+
+    with pytest.raises(RetryFailed, match="failure 1 failed again: ValueError"):
+        world.app.retry_failure(1)
+
+    assert world.failed() == [(0, False)]
+    assert world.app.failure(1).attempts == 2
+    world.check()
+
+
+def test_a_retried_record_goes_the_way_of_any_other(world: Poisoned) -> None:
+    """SEED R3, R9, R10: by the handler's own hooks; then it is known by its bytes."""
+    world.configure("Around")
+    world.read((None, bad(1)))
+    failure = world.app.failure(1)
+    world.fix()
+
+    world.app.retry_failure(1)
+    world.read((None, bad(1)))
+
+    assert world.calls == [("around", 0), (1, 0), ("around", 0), (1, 0)]
+    event = world.app.event(1)
+    for name in ("topic", "group_id", "checksum"):
+        assert getattr(event, name) == getattr(failure, name)
+    assert world.rows("duplicates", "offset", "repeats") == [(1, 1)]
     world.check()
 
 
@@ -532,7 +568,10 @@ def test_what_is_not_its_turn_any_more_is_not_retried(world: Poisoned) -> None:
 
 
 def test_by_default_a_record_is_tried_in_its_place_for_ever(world: Poisoned) -> None:
-    """Its handler is told how often; nothing of it is written meanwhile."""
+    """Its handler is told how often; nothing of it is written meanwhile.
+
+    SEED F2, F6, P3.
+    """
     found = [("a", bad(1)), ("a", {"n": 2})]
     for attempt in range(12):
         done = world.take(world.portion(found, attempt=attempt))
@@ -553,7 +592,10 @@ def test_by_default_a_record_is_tried_in_its_place_for_ever(world: Poisoned) -> 
 
 
 def test_retries_are_as_many_as_were_wanted(world: Poisoned) -> None:
-    """Two retries are three attempts; then it is a failure, and the others go on."""
+    """Two retries are three attempts; then it is a failure, and the others go on.
+
+    SEED F2, F3.
+    """
     world.configure(more="max_retries = 2")
     found = [(None, bad(1)), (None, {"n": 2})]
     for attempt in range(2):
@@ -568,7 +610,10 @@ def test_retries_are_as_many_as_were_wanted(world: Poisoned) -> None:
 
 
 def test_the_handler_may_say_itself_what_is_tried_again(world: Poisoned) -> None:
-    """Its hook decides instead of max_retries, by record, attempt and error."""
+    """Its hook decides instead of max_retries, by record, attempt and error.
+
+    SEED F1, F4.
+    """
     world.configure("Willing", more="max_retries = 0")
     found = [(None, bad(1, tries=1)), (None, bad(2, tries=0))]
 
@@ -603,7 +648,10 @@ def test_the_handler_may_say_itself_what_is_tried_again(world: Poisoned) -> None
 def test_what_stays_wrong_is_a_failure_at_once(
     world: Poisoned, handler: str, payload: Any
 ) -> None:
-    """No later attempt could end otherwise; a broken hook holds nothing up either."""
+    """No later attempt could end otherwise; a broken hook holds nothing up either.
+
+    SEED F12.
+    """
     world.configure(handler)
 
     done = world.take(world.portion([(None, payload), (None, {"n": 2, "tries": 0})]))

@@ -51,7 +51,10 @@ def test_no_key_and_an_empty_key_are_two_things(
 def test_a_tombstone_is_an_event_without_payload(
     shop: Shop, kafka_broker: RealBroker
 ) -> None:
-    """Each is one of its own, whatever dedupe says; an empty value is none."""
+    """Each is one of its own, whatever dedupe says; an empty value is none.
+
+    SEED H12.
+    """
     kafka_broker.produce(
         shop.topic, [(None, b"a", 0), (None, b"a", 0), (None, None, 1), (b"", b"a", 0)]
     )
@@ -208,7 +211,7 @@ BROKEN = [
 def test_what_is_no_json_is_kept_with_its_bytes(
     shop: Shop, kafka_broker: RealBroker
 ) -> None:
-    """A failure each, with all that the record had; what follows is read."""
+    """SEED H14: a failure each, with all that the record had; what follows is read."""
     headers = (("h", b"\xff"),)
     kafka_broker.produce(
         shop.topic,
@@ -238,7 +241,7 @@ def test_what_is_no_json_is_kept_with_its_bytes(
 def test_the_handler_is_told_where_a_record_is_from(
     shop: Shop, kafka_broker: RealBroker
 ) -> None:
-    """Topic, partition, offset, key, group and what identifies the message."""
+    """SEED H20, P2: topic, partition, offset, key, group, and what identifies it."""
     kafka_broker.produce(shop.topic, [(order(1), b"k", 1)])
 
     shop.consume()
@@ -274,7 +277,10 @@ def test_dedupe_says_which_records_are_one_message(
     repeated: list[int],
     failed: list[int],
 ) -> None:
-    """By the payload also across partitions and keys; by a header only if it agrees."""
+    """By the payload also across partitions and keys; by a header only if it agrees.
+
+    SEED H6, H7.
+    """
     one, two = (("id", b"1"),), (("id", b"2"),)
     records = [
         (order(1), b"a", 0, one),
@@ -307,7 +313,7 @@ def test_dedupe_says_which_records_are_one_message(
 def test_a_dropped_duplicate_can_be_admitted(
     shop: Shop, kafka_broker: RealBroker
 ) -> None:
-    """Dedupe loses nothing of a record from Kafka either."""
+    """SEED H7: dedupe loses nothing of a record from Kafka either."""
     kafka_broker.produce(
         shop.topic, [(order(1), b"a", 0), (order(1), b"b", 1, (("h", b"1"),))]
     )
@@ -330,7 +336,7 @@ def test_a_dropped_duplicate_can_be_admitted(
 def test_two_groups_of_one_process_read_one_topic(
     shop: Shop, kafka_broker: RealBroker
 ) -> None:
-    """Each has events, offsets and duplicates of its own."""
+    """SEED H7: each has events, offsets and duplicates of its own."""
     shop.configure({}, {"group_id": f"{shop.group}-2"})
     kafka_broker.produce(shop.topic, [(order(n % 40), None, n % 2) for n in range(50)])
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import kappa_log
@@ -203,7 +201,7 @@ def test_a_subscriber_that_raises_breaks_nothing_and_is_told_once(
 
 
 def test_a_subscription_is_for_what_its_pattern_says_until_it_ends() -> None:
-    """A name that nothing has is a typo, and is told."""
+    """SEED I1, L17: a name that nothing has is a typo, and is told."""
     found: list[str] = []
     subscription = kappa_log.subscribe("record_*", lambda n: found.append(n.name))
     try:
@@ -222,7 +220,7 @@ def test_a_subscription_is_for_what_its_pattern_says_until_it_ends() -> None:
 
 
 def test_a_subscriber_may_change_what_it_is_given() -> None:
-    """It is its own, not the next one's."""
+    """SEED I7: it is its own, not the next one's."""
     found: list[Any] = []
     with (
         kappa_log.subscribe("record_failed", lambda n: n.payload.clear()),
@@ -269,17 +267,6 @@ def test_a_fold_is_told_with_what_it_wrote(
 
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-
-
-@pytest.fixture
-def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
-    """Give a place where this process's spans end up."""
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    # A process has one provider, set once: this one must go after the test.
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
-    return exporter
 
 
 @on_both

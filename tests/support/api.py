@@ -155,7 +155,7 @@ class ApiWorld:
                     key=None if key is None else key.encode(),
                     value=json.dumps(row["payload"], ensure_ascii=False).encode(),
                     event_time=moment(row["event_time"]),
-                    parked=0,
+                    parked=row.get("parked", 0),
                     error_class=row["error_class"],
                     error_message=row["error_message"],
                     error_backtrace=backtrace and json.dumps(backtrace),

@@ -74,6 +74,11 @@ class Willing(Orders):
         CALLS.append((event.payload["n"], metadata.retry_count, str(exception)))
         return metadata.retry_count < event.payload["tries"]
 
+class Around(Orders):
+    def around_consume(self, payload, metadata, proceed):
+        CALLS.append(("around", metadata.retry_count))
+        return proceed(payload)
+
 class Asking(Orders):
     def retry_consume(self, event, metadata, exception):
         metadata.connection.execute(sa.text("INSERT INTO seen VALUES (99)"))

@@ -57,7 +57,10 @@ ACCEPTED: list[tuple[bytes, object]] = [
 def test_strict_json_is_decoded_and_its_text_kept(
     value: bytes, payload: object
 ) -> None:
-    """The text is the received bytes, the payload what they say, to the last digit."""
+    """The text is the received bytes, the payload what they say, to the last digit.
+
+    SEED H13.
+    """
     decoded = decode_json(value)
 
     assert decoded.text == value.decode()
@@ -156,7 +159,7 @@ def test_hostile_text_takes_no_quadratic_time() -> None:
 
 @given(st.binary())
 def test_no_bytes_raise_anything_but_decode_error(value: bytes) -> None:
-    """Whatever a producer sends is an event or a Failure, never a crash."""
+    """SEED H14: whatever a producer sends is an event or a Failure, never a crash."""
     try:
         decoded = decode_json(value)
     except DecodeError:

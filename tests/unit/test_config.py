@@ -51,7 +51,7 @@ def refusal(folder: Path, text: str) -> str:
 
 
 def test_without_a_file_the_defaults_work_in_the_current_folder(tmp_path: Path) -> None:
-    """The first command works without any configuration."""
+    """SEED X2: the first command works without any configuration."""
     config = load_config(tmp_path)
 
     assert config.file is None
@@ -88,7 +88,7 @@ def test_a_folder_of_projections_beside_the_configuration_is_found(
 
 
 def test_the_file_is_found_upwards_and_its_folder_counts(tmp_path: Path) -> None:
-    """A command typed in a subfolder means the same log."""
+    """SEED G1: a command typed in a subfolder means the same log."""
     inner = write(tmp_path, '[database]\nurl = "sqlite:///data/log.db"') / "a" / "b"
     inner.mkdir(parents=True)
 
@@ -128,7 +128,7 @@ def test_only_a_relative_sqlite_file_is_resolved(url: str, resolved: str) -> Non
 def test_flags_win_over_variables_and_variables_over_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is said later and nearer counts."""
+    """SEED G1, G2, X5: what is said later and nearer counts."""
     write(tmp_path, "[ingest]\nbatch_size = 1\n[api]\nport = 1\n[archive]\nurl = 'f'")
     monkeypatch.setenv("KAPPA_LOG__INGEST__BATCH_SIZE", "2")
     monkeypatch.setenv("KAPPA_LOG__API__PORT", "2")
@@ -236,7 +236,7 @@ def test_shown_settings_hold_no_secret(tmp_path: Path) -> None:
 def test_a_wrong_file_is_refused_by_name_and_key(
     tmp_path: Path, text: str, said: str
 ) -> None:
-    """The message says where, what, and what was probably meant."""
+    """SEED L6, X5: the message says where, what, and what was probably meant."""
     message = refusal(tmp_path, text)
 
     assert str(tmp_path / "kappa_log.toml") in message
@@ -374,7 +374,7 @@ def test_variables_of_clients_have_underscores_for_dots(
 def test_wrong_settings_of_a_listener_are_refused(
     tmp_path: Path, setting: str, said: str
 ) -> None:
-    """The message names the listener and the key."""
+    """SEED F5, X3: the message names the listener and the key."""
     listener = "[[listeners]]\ntopic = 'a'\ngroup_id = 'g'\nhandler = 'h:H'\n"
 
     assert said in refusal(tmp_path, listener + setting)

@@ -47,7 +47,7 @@ class Kind(StrEnum):
     ],
 )
 def test_an_entity_is_text_or_a_whole_number(given: Any, kept: str | None) -> None:
-    """A number becomes its digits, as SQL and files write it."""
+    """SEED H3, H16: a number becomes its digits, as SQL and files write it."""
     assert ack(given, None).entity_id == kept
 
 
@@ -68,7 +68,7 @@ def test_an_entity_is_text_or_a_whole_number(given: Any, kept: str | None) -> No
 def test_other_identifiers_are_refused_and_named(
     name: str, given: Any, message: str
 ) -> None:
-    """What a database could not index, or would turn into something else."""
+    """SEED H16: what a database could not index, or would turn into something else."""
     arguments: dict[str, Any] = {"entity_id": None, "event_time": None, name: given}
 
     with pytest.raises(DecodeError, match=f"{name}.*{message}"):
@@ -89,7 +89,7 @@ def test_other_identifiers_are_refused_and_named(
     ],
 )
 def test_a_time_is_an_instant(given: Any, micros: int | None) -> None:
-    """Aware datetimes and ISO 8601 text with an offset."""
+    """SEED H3, H16: aware datetimes and ISO 8601 text with an offset."""
     assert ack(None, given).event_time == micros
 
 
@@ -111,13 +111,13 @@ def test_a_time_is_an_instant(given: Any, micros: int | None) -> None:
     ],
 )
 def test_a_time_that_is_no_instant_is_refused(given: Any, message: str) -> None:
-    """Naive, impossible, unreadable, or a number whose unit nobody knows."""
+    """SEED H16: naive, impossible, unreadable, or a number whose unit nobody knows."""
     with pytest.raises(DecodeError, match=f"event_time.*{message}"):
         ack(None, given)
 
 
 def test_a_version_may_be_a_number() -> None:
-    """Schemas are numbered by many."""
+    """SEED H3: schemas are numbered by many."""
     assert ack("a", None, "order", 2) == Ack("a", None, "order", "2")
 
 
@@ -175,7 +175,7 @@ def test_a_path_is_text_that_databases_keep(path: str, why: str) -> None:
 
 
 def test_the_base_handler_decides_nothing() -> None:
-    """Consume must be written; hooks have defaults that do nothing."""
+    """SEED H22: consume must be written; hooks have defaults that do nothing."""
     plain = Handler()
 
     with pytest.raises(NotImplementedError):
@@ -243,7 +243,7 @@ def handlers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("handlers")
 def test_a_handler_is_loaded_by_module_and_class() -> None:
-    """A new object each time: no state is shared."""
+    """SEED H2: a new object each time: no state is shared."""
     first = load_handler("some_handlers:Good")
 
     assert type(first).__name__ == "Good"
@@ -285,6 +285,6 @@ def test_a_plain_function_is_a_handler() -> None:
 def test_a_handler_that_cannot_be_loaded_is_a_wrong_setting(
     path: str, message: str
 ) -> None:
-    """The message names the setting's value and what is wrong with it."""
+    """SEED F11: the message names the setting's value and what is wrong with it."""
     with pytest.raises(ConfigError, match=f"handler '{path}'.*{message}"):
         load_handler(path)

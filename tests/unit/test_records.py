@@ -47,7 +47,7 @@ MATTERS = {
 
 @pytest.mark.parametrize("mode", MATTERS)
 def test_a_mode_looks_at_what_it_names_and_nothing_else(mode: str) -> None:
-    """Each mode drops what its name promises, of one topic and group alone."""
+    """SEED H7: each mode drops what its name promises, of one topic and group alone."""
     here = Identity(mode, LANE).of(RECORD)
 
     differ = {
@@ -71,7 +71,10 @@ def test_modes_never_share_an_identity() -> None:
 
 @pytest.mark.parametrize("mode", MATTERS)
 def test_a_tombstone_is_known_by_its_coordinates(mode: str) -> None:
-    """All tombstones have one payload, so the payload cannot tell them apart."""
+    """All tombstones have one payload, so the payload cannot tell them apart.
+
+    SEED H12.
+    """
     identity = Identity(mode, LANE)
     gone = Record(5, None)
 
@@ -143,7 +146,7 @@ def test_a_text_is_framed_as_utf8_and_none_differs_from_empty() -> None:
 
 
 def test_a_checksum_is_of_the_received_bytes() -> None:
-    """128 bits in hex; a tombstone has none; 1.0 and 1 differ."""
+    """SEED H8 to H11: 128 bits in hex; a tombstone has none; 1.0 and 1 differ."""
     assert checksum(None) is None
     assert len(checksum(b"") or "") == 32
     assert checksum(b"1") != checksum(b"1.0")

@@ -26,3 +26,21 @@ shipments = sql_projection(
     topics=["shipments"],
     columns={"times": "count(*)", "shipped_at": "max(event_time)"},
 )
+
+
+@dataclass(frozen=True)
+class Payment:
+    """What was paid for one order."""
+
+    amount: str
+    currency: str
+
+
+@projection(
+    topics=["payments"],
+    version=1,
+    upcast={("order_paid", "1"): lambda old: {**old, "currency": "EUR"}},
+)
+def payments(_: Payment | None, event: Event) -> Payment:
+    """Keep the last payment of an order; once all were in euros."""
+    return Payment(event.payload["amount"], event.payload["currency"])
