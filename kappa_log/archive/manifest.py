@@ -19,6 +19,9 @@ NAME = "manifest.json"
 
 FORMAT = "kappa_log archive"
 
+REMEDY = "Put it back from a copy, or delete it and export anew"
+"""What to do about a manifest that is not as it should be."""
+
 _NO_DIGEST = ""
 
 
@@ -154,8 +157,4 @@ def _encoded(value: Any) -> bytes:
 
 
 def _damaged(url: str, why: str) -> ArchiveDamaged:
-    return ArchiveDamaged(
-        url,
-        NAME,
-        f"{why}. Put it back from a copy, or delete it and export anew",
-    )
+    return ArchiveDamaged(url, NAME, f"{why}. {REMEDY}")

@@ -83,7 +83,7 @@ class Store:
     """
 
     def __init__(self, url: str, base: Path) -> None:
-        self.url = masked("archive.url", url)
+        self.url: str = masked("archive.url", url)
         """The address without secrets, for messages."""
         self.folder: Path | None = None
         """Where it lies; None in an object store."""

@@ -115,6 +115,7 @@ def print_archive(report: ArchiveReport) -> None:
             ("files", report.files),
             ("bytes", report.bytes),
             ("events", report.events),
+            ("checkpoints", report.checkpoints),
             ("position", report.position),
             ("head", report.head or None),
             ("compared with the log", report.compared),

@@ -194,6 +194,44 @@ def test_what_cannot_be_an_archive_is_said(
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_plan_says_from_where_events_are_read(
+    typed: Type, tmp_path: Path, other_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks at the archive, and refuses it as the replay itself would."""
+    plan = ("replay", "bikes", "--from=archive", "--dry-run")
+    assert "kappa-log export" in typed(*plan, code=69)
+    typed("export")
+    monkeypatch.setenv("COLUMNS", "80")
+
+    assert "  all is read from the archive at archive\n" in typed(*plan)
+    ride(tmp_path, 60)
+    typed("ingest", "rides.jsonl", "--topic=rides", "--entity-id=bike")
+    said = typed(*plan)
+    assert "positions from 41 on are read from the database" in said
+    assert max(map(len, said.splitlines())) <= 80
+    found = typed(*plan, "--json")
+    assert (found["archive"], found["archive_end"], found["head"]) == (
+        *("archive", 40, 60),
+    )
+    plain = typed("replay", "bikes", "--dry-run", "--json")
+    assert (plain["archive"], plain["archive_end"]) == (None, None)
+    # Past the head nothing is read, so nothing is asked of the archive.
+    (tmp_path / "archive").rename(tmp_path / "away")
+    typed("project")
+    past = ("--from-position=61", "--from=archive")
+    assert "nothing to do" in typed("replay", "bikes", *past, "--dry-run")
+    assert "nothing to do" in typed("replay", "bikes", *past)
+    (tmp_path / "away").rename(tmp_path / "archive")
+
+    typed("--url", other_url, "db", "create")
+    assert "was it restored" in typed("--url", other_url, *plan, code=65)
+    typed(
+        *("--url", other_url, "ingest", "rides.jsonl", "--topic=rides"),
+        *("--dedupe=offset", "--entity-id=n"),
+    )
+    assert "of another log" in typed("--url", other_url, *plan, code=65)
+
+
 # --- S3 ----------------------------------------------------------------------------
 
 
