@@ -443,6 +443,11 @@ class Meter:
             share = f" {done / total:.0%}" if total else ""
             say(f"{what}:{share} {note}")
 
+    def step(self, what: str, done: int, total: int) -> None:
+        """Show how far a step is; one that is all or nothing has no numbers."""
+        note = "" if (done, total) == (0, 1) else f"{done:,} of {total:,}"
+        self.update(what, done, total, note)
+
     def _draw(self, **state: Any) -> None:
         if self._bar is None:
             self._bar = _bar()
