@@ -29,7 +29,7 @@ from kappa_log.events import Position
 from kappa_log.storage.builds import POSITION_COLUMN
 from kappa_log.storage.database import Database
 from kappa_log.storage.transfer import ARCHIVED
-from kappa_log.verify import Finding, OnStep
+from kappa_log.verify import MAX_FINDINGS, Finding, OnStep
 
 _FOLDED_TO = pa.schema([pa.field(POSITION_COLUMN, pa.int64(), nullable=False)])
 
@@ -160,14 +160,16 @@ class _Check:
         with contextlib.closing(self._ledger.marks()) as found:
             marks = _Marks(found)
             for segment in self._manifest.segments:
-                check = _SegmentCheck(self._archive, segment, before, marks)
+                check = _SegmentCheck(
+                    self._archive, segment, before, self._ledger, marks
+                )
                 wrong = check.run(self._step)
                 self._findings += wrong
                 if not wrong:
                     self._events += segment.rows
                     self._erased += check.erased
-                    for mark, event in check.marked:
-                        self._ledger.compare(mark, event)
+                    for position, message in check.disagreements:
+                        self._ledger.found("checkpoints", position, message)
                 recorded_at = check.recorded_at
                 # The manifest's: one damaged segment says nothing about later ones.
                 before = bytes.fromhex(segment.head)
@@ -238,11 +240,17 @@ class _SegmentCheck:
     """Proves one segment, from the head before it to its own."""
 
     def __init__(
-        self, archive: Archive, segment: Segment, before: bytes, marks: _Marks
+        self,
+        archive: Archive,
+        segment: Segment,
+        before: bytes,
+        ledger: Ledger,
+        marks: _Marks,
     ) -> None:
         self._store = archive.store
         self._segment = segment
         self._upto = archive.manifest.position
+        self._ledger = ledger
         self._marks = marks
         names = {source.id: source.name for source in archive.manifest.sources}
         self._chain = proof.Chain(names, segment.first - 1, before)
@@ -250,8 +258,8 @@ class _SegmentCheck:
         self._dates: set[str] = set()
         self.recorded_at: int | None = None
         """Of the last event, in microseconds since 1970 UTC."""
-        self.marked: list[tuple[Checkpoint, LastEvent]] = []
-        """Checkpoints that end in it, and the events that they end with."""
+        self.disagreements: list[tuple[Position, str]] = []
+        """Where the ledger is wrong about it, if it is proved itself."""
 
     @property
     def erased(self) -> int:
@@ -283,8 +291,11 @@ class _SegmentCheck:
         heads = self._chain.extend(page, marks)
         columns = [page[name] for name in LastEvent._fields[:-1]]
         for position, head in heads.items():
-            event = [column[position - after - 1] for column in columns]
-            self.marked.append((marks[position], LastEvent._make([*event, head])))
+            facts = [column[position - after - 1] for column in columns]
+            event = LastEvent._make([*facts, head])
+            for message in self._ledger.disagreements(marks[position], event):
+                if len(self.disagreements) < MAX_FINDINGS:
+                    self.disagreements.append((position, message))
         self._lanes.update(zip(page["topic"], page["group_id"], strict=True))
         # Times never fall with position, so those between are of the same dates.
         for recorded_at in (page["recorded_at"][0], page["recorded_at"][-1]):

@@ -76,7 +76,7 @@ class Ledger:
         self._tell = tell
         self._told: Counter[str] = Counter()
         names = {source.id: source.name for source in archive.manifest.sources}
-        self._accounts = Accounts(names, self._found)
+        self._accounts = Accounts(names, self.found)
         self._unknown: set[int] = set()
         self._names = names
         tables = ledger_tables(Tables("", is_sqlite=True))
@@ -112,28 +112,24 @@ class Ledger:
                 if row.last_position is not None and row.head is not None:
                     yield row
 
-    def compare(self, mark: Checkpoint, event: LastEvent) -> None:
-        """Hold a checkpoint against the event at its last position."""
-        stored, position = mark.head or b"", mark.last_position
+    def disagreements(self, mark: Checkpoint, event: LastEvent) -> Iterator[str]:
+        """Yield how a checkpoint and the event at its last position disagree."""
+        stored = mark.head or b""
         if stored != event.head:
-            self._found(
-                "checkpoints",
-                position,
+            yield (
                 f"checkpoint {mark.id} has the chain's head as {stored.hex()[:16]}…, "
-                f"but the events come to {event.head.hex()[:16]}…",
+                f"but the events come to {event.head.hex()[:16]}…"
             )
         is_within = mark.from_offset <= event.offset < mark.to_offset
         if lane_of(mark) != lane_of(event) or not is_within:
             named = self._accounts.named
-            self._found(
-                "checkpoints",
-                position,
+            yield (
                 f"checkpoint {mark.id} accounts for offsets {mark.from_offset} to "
                 f"{mark.to_offset - 1} of {named(lane_of(mark))}, but its last event "
-                f"is offset {event.offset} of {named(lane_of(event))}",
+                f"is offset {event.offset} of {named(lane_of(event))}"
             )
 
-    def _found(self, table: str, position: Position | None, message: str) -> None:
+    def found(self, table: str, position: Position | None, message: str) -> None:
         """Tell what is wrong in a table; after the first few no more."""
         self._told[table] += 1
         if self._told[table] <= MAX_FINDINGS:
@@ -184,7 +180,7 @@ class Ledger:
             many, highest = kept.get(tuple(lane), (0, -1))
             kept[tuple(lane)] = (many + 1, max(highest, offset))
             if last == "repeats" and not 1 <= repeats <= self._end:
-                self._found(
+                self.found(
                     table,
                     repeats,
                     f"offset {offset} of {self._accounts.named(tuple(lane))} is said "
