@@ -418,11 +418,18 @@ def test_a_ledger_that_is_not_what_was_written_is_the_only_finding(
     app.export()
     path = app.archive().manifest.ledger["checkpoints"].path
     table = pq.read_table(there / path)
-    _put(there, path, table.drop_columns(["head"]))
+    place = table.column_names.index("failed")
+    texts = pa.array(["0"] * table.num_rows)
+    for column, changed in (
+        ("failed", table.set_column(place, "failed", texts)),
+        ("head", table.drop_columns(["head"])),
+    ):
+        _put(there, path, changed)
 
-    (finding,) = app.verify_archive().findings
+        (finding,) = app.verify_archive().findings
 
-    assert (finding.what, "no column 'head'" in finding.message) == (path, True)
+        said = f"no column '{column}'" in finding.message
+        assert (finding.what, said) == (path, True)
     with (
         other_kind(request, app.config.database.url, tmp_path / "other") as other,
         pytest.raises(errors.ArchiveDamaged, match="no column 'head'"),
