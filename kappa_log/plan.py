@@ -68,6 +68,18 @@ class ReplayPlan(msgspec.Struct, frozen=True, kw_only=True):
     live_cursor: Position | None
     nothing: bool = False
     """The start is past the head."""
+    archive: str | None = None
+    """Where the archive is that events are read from; None reads the database alone."""
+    archive_end: Position | None = None
+    """Last position that is read from it; later ones come from the database."""
+
+    def read_from(self, source: EventSource | None) -> ReplayPlan:
+        """Return the same plan with where its events are read."""
+        if source is None:
+            return self
+        return msgspec.structs.replace(
+            self, archive=source.url, archive_end=min(source.end, self.head)
+        )
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):

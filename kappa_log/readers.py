@@ -52,6 +52,16 @@ class EventSource(Protocol):
         """
         ...
 
+    @property
+    def url(self) -> str:
+        """Where it is, for people."""
+        ...
+
+    @property
+    def end(self) -> Position:
+        """Last position that it holds."""
+        ...
+
     def close(self) -> None:
         """Let go of whatever it holds open."""
         ...

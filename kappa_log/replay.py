@@ -58,8 +58,14 @@ class Replayer:
         Raises:
             ProjectionNotFound: No such projection is registered.
             UsageError: The request contradicts itself, or needs a full replay.
+            ArchiveError: It asks for the archive, which cannot be read or is of
+                another log.
         """
-        return Planner(self._context).plan(name, request)[0]
+        plan = Planner(self._context).plan(name, request)[0]
+        if plan.nothing:
+            return plan
+        with self._context.reading(request.source) as context:
+            return plan.read_from(context.source)
 
     def replay(self, name: str, request: ReplayRequest) -> ReplayReport:
         """Replay one projection.
@@ -72,12 +78,13 @@ class Replayer:
         with self._running(name):
             self._refuse_unfinished(name)
             plan, touched = Planner(self._context).plan(name, request)
-            if self._context.on_plan is not None:
-                self._context.on_plan(plan)
             if plan.nothing:
+                self._tell(plan)
                 return nothing_to_do(plan)
             # Before anything is written: an archive may not be there.
             with self._context.reading(request.source) as context:
+                plan = plan.read_from(context.source)
+                self._tell(plan)
                 row = self._start(plan, request, touched)
                 return self._run(row, touched, context)
 
@@ -198,6 +205,10 @@ class Replayer:
             ).run()
 
     # --- running ------------------------------------------------------------
+
+    def _tell(self, plan: ReplayPlan) -> None:
+        if self._context.on_plan is not None:
+            self._context.on_plan(plan)
 
     def _running(self, name: str) -> AbstractContextManager[None]:
         return self._database.lock(

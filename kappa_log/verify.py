@@ -15,6 +15,7 @@ import msgspec
 import sqlalchemy as sa
 
 from kappa_log import chain
+from kappa_log.accounts import LANE, Accounts, LaneKey
 from kappa_log.cursor import spans
 from kappa_log.errors import DatabaseBusy, RegistrationError, StorageError
 from kappa_log.events import ORIGIN, Position, to_micros
@@ -112,18 +113,6 @@ class _Unreadable(msgspec.Struct, frozen=True):
 
     key: int
     error: str
-
-
-class _Sums(msgspec.Struct):
-    """What the checkpoints of one lane say in all."""
-
-    end: int | None = None
-    """Where its last range ends; None without any."""
-    duplicates: int = 0
-    """Duplicates dropped and not admitted since."""
-    failures: int = 0
-    is_rewound: bool = False
-    """It was read again in part: what was kept before is counted twice."""
 
 
 class _LogCheck:
@@ -377,91 +366,38 @@ class _LogCheck:
 
     def _check_ledger(self, connection: sa.Connection) -> None:
         """Prove that the ledger accounts for each offset, position and kept record."""
-        lanes = self._check_checkpoints(connection)
-        self._check_position_ranges(connection)
-        self._check_offsets(connection, lanes)
         tables = self._database.tables
-        for table in (tables.duplicates, tables.failures):
-            self._check_rows(connection, table, lanes)
+        accounts = Accounts(self._names, lambda _, *found: self.found("ledger", *found))
+        self._check_checkpoints(connection, accounts)
+        accounts.ranges(self._position_ranges(connection), self.head.position)
+        offsets = tables.offsets
+        ends = (offsets.c.next_offset, offsets.c.reached)
+        stored = self._by_lane(connection, offsets, *map(sa.func.max, ends))
+        if stored is not None:
+            accounts.offsets(stored)
+        for what in ("duplicates", "failures"):
+            table = getattr(tables, what)
+            numbers = (sa.func.count(), sa.func.max(table.c.offset))
+            stored = self._by_lane(connection, table, *numbers)
+            if stored is not None:
+                accounts.kept(what, stored)
 
-    def _check_checkpoints(self, connection: sa.Connection) -> dict[Any, _Sums]:
-        """Prove that each lane's checkpoints begin at its start, adjoin and add up.
-
-        Returns:
-            Lane → what its checkpoints say in all.
-        """
+    def _check_checkpoints(self, connection: sa.Connection, accounts: Accounts) -> None:
+        """Prove that each lane's checkpoints begin at its start, adjoin and add up."""
         table = self._database.tables.checkpoints
         # Nothing is proved of recorded_at, and one out of range could not be read.
         columns = [column for column in table.c if column.name != "recorded_at"]
-        lanes: dict[Any, _Sums] = {}
         for row in self._pages(connection, table.c.id, columns):
             self.checkpoints += 1
             if isinstance(row, _Unreadable):
                 self.found("ledger", None, f"checkpoint {row.key} {row.error}")
-                continue
-            self._check_sum(row)
-            sums = lanes.setdefault(_lane_of(row), _Sums())
-            if row.kind == "admit":
-                sums.duplicates -= row.acked
-            elif row.kind == "retry":
-                sums.failures -= row.acked + row.skipped + row.duplicate
-                sums.duplicates += row.duplicate
-            elif row.kind in ("batch", "rewind", "gap"):
-                sums.duplicates += row.duplicate
-                sums.failures += row.failed + row.parked
-                start = self._start(row) if sums.end is None else sums.end
-                if row.kind != "rewind" and row.from_offset != start:
-                    self.found(
-                        "ledger",
-                        row.first_position,
-                        f"checkpoint {row.id} begins at offset {row.from_offset} of "
-                        f"{self._named(_lane_of(row))}, not at {start}, where the one "
-                        "before it ended",
-                    )
-                sums.end = row.to_offset
-                sums.is_rewound |= row.kind == "rewind"
-        return lanes
+            else:
+                accounts.checkpoint(row)
 
-    def _start(self, row: Any) -> int:
-        """Return where a lane's first range begins; a topic's may begin anywhere."""
-        return 0 if self._is_file(row.source_id) else int(row.from_offset)
-
-    def _is_file(self, source: int) -> bool:
-        return self._names.get(source, "").startswith("file:")
-
-    def _named(self, lane: Any) -> str:
-        source, group, topic, partition = lane
-        return (
-            f"{topic} partition {partition} of {self._names.get(source, 'no source')} "
-            f"for group {group}"
-        )
-
-    def _check_sum(self, row: Any) -> None:
-        """Prove that a checkpoint's numbers can be true together."""
-        counts = (row.acked, row.skipped, row.duplicate, row.failed, row.parked)
-        if sum(counts) > row.to_offset - row.from_offset or min(counts) < 0:
-            self.found(
-                "ledger",
-                row.first_position,
-                f"checkpoint {row.id} accounts for {sum(counts)} records at offsets "
-                f"{row.from_offset} to {row.to_offset - 1} of "
-                f"{self._named(_lane_of(row))}",
-            )
-        first, last = row.first_position, row.last_position
-        known = (first is not None, last is not None, row.head is not None)
-        if known != (row.acked != 0,) * 3 or (
-            all(known) and last - first + 1 != row.acked
-        ):
-            self.found(
-                "ledger",
-                first if last is None else last,
-                f"checkpoint {row.id} of {self._named(_lane_of(row))} kept {row.acked} "
-                f"events, but has positions {first} to {last} and "
-                f"{'a' if known[2] else 'no'} head",
-            )
-
-    def _check_position_ranges(self, connection: sa.Connection) -> None:
-        """Prove that the checkpoints' positions cover the log once."""
+    def _position_ranges(
+        self, connection: sa.Connection
+    ) -> Iterator[tuple[Position, Position]]:
+        """Return the positions of the checkpoints that have some, in order."""
         table = self._database.tables.checkpoints
         query = (
             sa.select(table.c.first_position, table.c.last_position)
@@ -470,86 +406,21 @@ class _LogCheck:
             .order_by(table.c.last_position, table.c.first_position)
             .execution_options(yield_per=PAGE_EVENTS)
         )
-        covered = 0
-        for first, last in connection.execute(query):
-            if first != covered + 1:
-                low, high = sorted((first, covered + 1))
-                self.found(
-                    "ledger",
-                    low,
-                    f"positions {low} to {high - 1} are accounted for by no "
-                    "checkpoint, or by two",
-                )
-            covered = last
-        if covered != self.head.position:
-            self.found(
-                "ledger",
-                covered + 1,
-                f"the ledger ends at position {covered}, the log at "
-                f"{self.head.position}",
-            )
-
-    def _check_offsets(
-        self, connection: sa.Connection, lanes: dict[Any, _Sums]
-    ) -> None:
-        """Prove that each lane's checkpoints end where its offset is."""
-        table = self._database.tables.offsets
-        stored = self._by_lane(connection, table, sa.func.max(table.c.next_offset))
-        if stored is None:
-            return
-        for lane in [*lanes, *(stored.keys() - lanes.keys())]:
-            end = lanes[lane].end if lane in lanes else None
-            if end is None:
-                # A file is read from 0 on; a topic may have been begun anywhere.
-                end = 0 if self._is_file(lane[0]) else stored.get(lane)
-            if stored.get(lane) != end:
-                self.found(
-                    "ledger",
-                    None,
-                    f"the offset of {self._named(lane)} is {stored.get(lane, 'gone')}, "
-                    f"its checkpoints end at {end}",
-                )
-
-    def _check_rows(
-        self, connection: sa.Connection, table: sa.Table, lanes: dict[Any, _Sums]
-    ) -> None:
-        """Prove that there are as many duplicates, or failures, as were counted."""
-        what = table.name.removeprefix(self._database.prefix)
-        stored = self._by_lane(connection, table, sa.func.count())
-        if stored is None:
-            return
-        for lane in [*lanes, *(stored.keys() - lanes.keys())]:
-            counted = getattr(lanes[lane], what) if lane in lanes else 0
-            kept = stored.get(lane, 0)
-            is_rewound = lane in lanes and lanes[lane].is_rewound
-            if kept > counted if is_rewound else kept != counted:
-                self.found(
-                    "ledger",
-                    None,
-                    f"{self._named(lane)} has {kept} {what}, its checkpoints account "
-                    f"for {counted}",
-                )
+        return ((first, last) for first, last in connection.execute(query))
 
     def _by_lane(
-        self, connection: sa.Connection, table: sa.Table, value: Any
-    ) -> dict[Any, int] | None:
-        """Return lane → value; None, and a finding, if the table cannot be read."""
-        lane = [table.c[name] for name in _LANE]
+        self, connection: sa.Connection, table: sa.Table, *values: Any
+    ) -> dict[LaneKey, tuple[int, int]] | None:
+        """Return lane → values; None, and a finding, if the table cannot be read."""
+        lane = [table.c[name] for name in LANE]
         try:
             with connection.begin_nested():
-                rows = connection.execute(sa.select(*lane, value).group_by(*lane))
-                return {tuple(row[:4]): row[4] for row in rows}
+                rows = connection.execute(sa.select(*lane, *values).group_by(*lane))
+                return {tuple(row[:4]): tuple(row[4:]) for row in rows}
         except Exception as error:  # noqa: BLE001 - it is a finding
             _check_that_it_answers(self._database, connection)
             self.found("ledger", None, f"{table.name} {_cannot_be_read(error)}")
             return None
-
-
-_LANE = ("source_id", "group_id", "topic", "partition")
-
-
-def _lane_of(row: Any) -> tuple[Any, ...]:
-    return (row.source_id, row.group_id, row.topic, row.partition)
 
 
 def _check_that_it_answers(database: Database, connection: sa.Connection) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kappa_log import verify
 from kappa_log.app.reading import Reading
-from kappa_log.errors import ArchiveDiverged, ArchiveMissing
+from kappa_log.errors import ArchiveDamaged, ArchiveDiverged, ArchiveMissing
 from kappa_log.storage import ledger
 
 if TYPE_CHECKING:
@@ -93,13 +93,17 @@ class Archiving(Reading):
         """
         from kappa_log.archive.bring import Importer
 
-        found = self.archive(url)
-        if self.database_state().verdict == "empty":
-            self.create_database()
-        self._require()
-        with self.database.write() as connection:
-            report = Importer(self.database, found, on_step).run(connection)
-            self._audit(connection, "import", report.url, None)
+        try:
+            found = self.archive(url)
+            if self.database_state().verdict == "empty":
+                self.create_database()
+            self._require()
+            with self.database.write() as connection:
+                report = Importer(self.database, found, on_step).run(connection)
+                self._audit(connection, "import", report.url, None)
+        except ArchiveDamaged as error:
+            kept = f"{error.reason}. Nothing was imported"
+            raise ArchiveDamaged(error.url, error.path, kept) from error
         return report
 
     def verify_archive(

@@ -21,7 +21,10 @@ class Replaying(Folding):
     """The part about replays."""
 
     def plan_replay(self, name: str, **request: Any) -> ReplayPlan:
-        """Return what a replay would do; nothing is written. Options as `replay`."""
+        """Return what a replay would do; nothing is written. Options as `replay`.
+
+        With ``source="archive"`` the archive is looked at, and refused as there.
+        """
         self._require()
         return self._replayer().plan(name, ReplayRequest(**request))
 
@@ -51,6 +54,8 @@ class Replaying(Folding):
             UsageError: The request contradicts itself, or needs a full replay.
             AlreadyRunning: Another replay of it runs, or was interrupted.
             ProjectionError: The fold failed; the live build was not changed.
+            ArchiveError: The archive cannot be read, or is of another log; nothing
+                was changed.
         """
         self._require()
         return self._interruptible(

@@ -13,13 +13,12 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 import sqlalchemy as sa
 
 from kappa_log.archive import proof
 from kappa_log.archive.manifest import File, Segment
 from kappa_log.archive.reader import Archive
-from kappa_log.archive.scan import scan
+from kappa_log.archive.scan import SLICE, batches, scan
 from kappa_log.archive.snapshot import ledger_schema, ledger_tables
 from kappa_log.errors import VerificationError
 from kappa_log.events import Position, from_micros
@@ -28,9 +27,6 @@ from kappa_log.storage.bulk import time_shift
 from kappa_log.storage.database import Database
 from kappa_log.storage.transfer import ARCHIVED
 from kappa_log.verify import OnStep
-
-SLICE = 8_192
-"""Rows that are in Python's memory at a time."""
 
 
 class ImportReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,14 +160,13 @@ class Importer:
 
     def _ledger(self, file: File, schema: pa.Schema) -> Iterator[Sequence[Any]]:
         """Yield the rows of a table of the ledger."""
-        with self._archive.store.checked(file) as path, pq.ParquetFile(path) as found:
-            for batch in found.iter_batches(SLICE):
-                columns = []
-                for field in schema:
-                    column = batch.column(field.name)
-                    if pa.types.is_timestamp(field.type):
-                        values = column.cast(pa.int64()).to_pylist()
-                        columns.append(self._shifted(values))
-                    else:
-                        columns.append(column.to_pylist())
-                yield from zip(*columns, strict=True)
+        for batch in batches(self._archive.store, file, schema):
+            columns = []
+            for field in schema:
+                column = batch.column(field.name)
+                if pa.types.is_timestamp(field.type):
+                    values = column.cast(pa.int64()).to_pylist()
+                    columns.append(self._shifted(values))
+                else:
+                    columns.append(column.to_pylist())
+            yield from zip(*columns, strict=True)

@@ -19,6 +19,9 @@ NAME = "manifest.json"
 
 FORMAT = "kappa_log archive"
 
+REMEDY = "Put it back from a copy, or delete it and export anew"
+"""What to do about a manifest that is not as it should be."""
+
 _NO_DIGEST = ""
 
 
@@ -129,10 +132,12 @@ def from_bytes(data: bytes, url: str) -> Manifest:
     """
     try:
         version = msgspec.json.decode(data, type=_Version)
+    except msgspec.ValidationError:
+        raise _not_ours(url) from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _damaged(url, f"it is no manifest ({error})") from None
     if version.format != FORMAT:
-        raise _damaged(url, f"it is of a {version.format!r}, not of a {FORMAT}")
+        raise _not_ours(url)
     if version.version > VERSION:
         msg = (
             f"the archive at {url} has layout {version.version}; this version of "
@@ -153,9 +158,11 @@ def _encoded(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
 
 
+def _not_ours(url: str) -> ArchiveDamaged:
+    # Nobody is told to delete it: it may be another program's.
+    why = f"it is no manifest of a {FORMAT}. Name another folder; it was left as it is"
+    return ArchiveDamaged(url, NAME, why)
+
+
 def _damaged(url: str, why: str) -> ArchiveDamaged:
-    return ArchiveDamaged(
-        url,
-        NAME,
-        f"{why}. Put it back from a copy, or delete it and export anew",
-    )
+    return ArchiveDamaged(url, NAME, f"{why}. {REMEDY}")

@@ -7,7 +7,7 @@ else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -44,14 +44,27 @@ class Chain:
         self._lanes: dict[Any, chain.LaneDigest] = {}
         self.position = position
         self.head = head
+        self.erased = 0
+        """Events whose contents were erased: hashes hold their places."""
 
-    def extend(self, page: Lists) -> None:
+    def extend(
+        self, page: Lists, wanted: Container[Position] = ()
+    ) -> dict[Position, bytes]:
         """Move on over the events that follow.
 
+        Args:
+            page: The events.
+            wanted: Positions of which the heads are asked for.
+
+        Returns:
+            Position → head, of those wanted that are in the page.
+
         Raises:
-            VerificationError: They do not follow: a position is missing or twice.
+            VerificationError: They do not follow: a position is missing or twice. Or
+                one has contents beside a hash that stands for erased ones.
         """
         head, expected, lanes = self.head, self.position, self._lanes
+        heads: dict[Position, bytes] = {}
         payload_digest, personal_digest = chain.payload_digest, chain.personal_digest
         digest_tail, extend = chain.digest_tail, chain.extend
         rows = zip(
@@ -67,6 +80,16 @@ class Chain:
             if position != expected:
                 msg = f"position {expected} is missing: {position} stands in its place"
                 raise VerificationError(msg)
+            if not part is personal_part is None:
+                self.erased += 1
+                if (part and not payload is raw is None) or (
+                    personal_part and not raw is key is headers is None
+                ):
+                    msg = (
+                        f"the event at position {position} is marked as erased but has "
+                        "contents, which nothing proves"
+                    )
+                    raise VerificationError(msg)
             digests = lanes.get(lane) or self._lane(lane)
             parts = (part or payload_digest(payload)) + (
                 personal_part or personal_digest(raw, key, headers, entity)
@@ -81,7 +104,10 @@ class Chain:
                 tail=tail,
             )
             head = extend(head, digest)
+            if expected in wanted:
+                heads[expected] = head
         self.head, self.position = head, expected
+        return heads
 
     def _lane(self, lane: tuple[int, str, str, int]) -> chain.LaneDigest:
         source, topic, group, partition = lane

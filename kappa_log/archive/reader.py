@@ -120,7 +120,8 @@ def open_archive_in(store: Store) -> Archive:
     found = open_if_there(store)
     if found is None:
         msg = (
-            f"there is no archive at {store.url} (no {NAME}); make it: kappa-log export"
+            f"there is no archive at {store.url}: {store.nothing_there(NAME)}. Give "
+            "the address of one, or make it: kappa-log export. Nothing was changed"
         )
         raise ArchiveMissing(msg)
     return found

@@ -15,9 +15,12 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kappa_log.archive.manifest import Segment
+from kappa_log.archive.manifest import File, Segment
 from kappa_log.archive.store import Store
 from kappa_log.events import Position
+
+SLICE = 8_192
+"""Rows that are in Python's memory at a time."""
 
 
 class OpenSegment:
@@ -122,3 +125,38 @@ def _parts(
             for number in range(count):
                 table = opened.read(number, names)
                 yield Part(segment, table, number == count - 1)
+
+
+def batches(store: Store, file: File, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yield columns of a file beside the segments, `SLICE` rows at a time.
+
+    Args:
+        store: Where it is.
+        file: Which one.
+        schema: Columns to read; the file may have others.
+
+    Raises:
+        ArchiveDamaged: It is missing, not what was written, or not of such rows.
+    """
+    with store.checked(file) as path:
+        try:
+            with pq.ParquetFile(path) as found:
+                _check_shape(store, file, found, schema)
+                yield from found.iter_batches(SLICE, columns=schema.names)
+        except (OSError, pa.ArrowException) as error:
+            raise store.damaged(file.path, f"cannot be read: {error}") from error
+
+
+def _check_shape(
+    store: Store, file: File, found: pq.ParquetFile, schema: pa.Schema
+) -> None:
+    """Raise unless a file has the rows that the manifest says, in these columns."""
+    rows, there = found.metadata.num_rows, found.schema_arrow
+    if rows != file.rows:
+        why = f"it has {rows:,} rows, the manifest says {file.rows:,}"
+        raise store.damaged(file.path, why)
+    for field in schema:
+        place = there.get_field_index(field.name)
+        if place < 0 or not there.field(place).equals(field):
+            why = f"it has no column '{field.name}' of {field.type}"
+            raise store.damaged(file.path, why)

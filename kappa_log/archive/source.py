@@ -93,6 +93,11 @@ class ArchiveSource:
         self._open.clear()
 
     @property
+    def url(self) -> str:
+        """Where the archive is, without secrets."""
+        return self._archive.store.url
+
+    @property
     def end(self) -> Position:
         """Last position that the archive holds."""
         return self._archive.manifest.position

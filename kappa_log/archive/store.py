@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from hashlib import blake2b
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 CHUNK = 2**20
 
 _TEMPORARY = ".kappa_log-"
+
+_MISSPELLED = re.compile(
+    r"([a-z][a-z0-9+.-]+(?=:)|s3|gs|gcs|abfss?|hdfs|file)(?::/?|//)(.+)", re.IGNORECASE
+)
+"""Addresses whose :// lacks something: as folders they would be made, and filled."""
 
 
 class Sink:
@@ -80,30 +86,84 @@ class Store:
 
     Raises:
         UsageError: The address is none, or a file is there.
+        ArchiveError: The object store does not answer.
     """
 
     def __init__(self, url: str, base: Path) -> None:
-        self.url = masked("archive.url", url)
+        self.url: str = masked("archive.url", url)
         """The address without secrets, for messages."""
         self.folder: Path | None = None
         """Where it lies; None in an object store."""
         system, path = fs.LocalFileSystem(), str((base / url).absolute())
         if "://" in url:
-            try:
-                system, path = fs.FileSystem.from_uri(url)
-            except (pa.ArrowException, OSError, ValueError) as error:
-                msg = (
-                    f"archive address {self.url!r} cannot be used: {_why(error)}. Give "
-                    "a folder, or for instance s3://BUCKET/FOLDER"
-                )
-                raise UsageError(msg) from None
+            system, path = self._opened(url)
+        else:
+            self._check_folder(url)
         if isinstance(system, fs.LocalFileSystem):
             self.folder = Path(path)
             if self.folder.exists() and not self.folder.is_dir():
-                msg = f"{self.folder} is a file; an archive is a folder"
+                msg = (
+                    f"{self.folder} is a file; an archive is a folder. Give the folder "
+                    "that its manifest.json is in. Nothing was changed"
+                )
                 raise UsageError(msg)
         self.files = fs.SubTreeFileSystem(path, system)
         """The archive's folder as a file system of its own; to read."""
+
+    def _opened(self, url: str) -> tuple[fs.FileSystem, str]:
+        """Return the file system of an address, and the path in it."""
+        try:
+            system, path = fs.FileSystem.from_uri(url)
+        except ValueError as error:
+            msg = (
+                f"archive address {self.url!r} cannot be used: {_why(error)}. Give "
+                "a folder, or for instance s3://BUCKET/FOLDER. Nothing was changed"
+            )
+            raise UsageError(msg) from None
+        except (pa.ArrowException, OSError) as error:
+            msg = (
+                f"the archive at {self.url} cannot be used: {_why(error)}. Check its "
+                "address, the network and the credentials. Nothing was changed"
+            )
+            raise ArchiveError(msg) from error
+        return system, path
+
+    def _check_folder(self, url: str) -> None:
+        """Raise UsageError if an address was meant, or nothing."""
+        if not url.strip():
+            msg = (
+                "an archive's address is empty. Give a folder, or for instance "
+                "s3://BUCKET/FOLDER. Nothing was changed"
+            )
+            raise UsageError(msg)
+        found = _MISSPELLED.fullmatch(url)
+        if found is not None:
+            meant = masked("archive.url", f"{found[1].lower()}://{found[2]}")
+            msg = (
+                f"archive address {self.url!r} is neither a folder nor an address. "
+                f"Write {meant}, or ./{self.url} for a folder of that name. Nothing "
+                "was changed"
+            )
+            raise UsageError(msg)
+
+    def nothing_there(self, name: str) -> str:
+        """Say why there is no file of a name that each archive has, and where one is.
+
+        Args:
+            name: The file, which is in the archive's own folder.
+        """
+        folder = self.folder
+        if folder is None:
+            return f"there is no {name} at {self.url}"
+        if not folder.exists():
+            return f"there is no folder {folder}"
+        if (folder.parent / name).is_file():
+            return f"{folder} is a part of the archive {folder.parent}"
+        for found in sorted(folder.glob(f"*/{name}"))[:1]:
+            return f"{folder} has no {name}, but {found.parent} has"
+        if not any(folder.iterdir()):
+            return f"the folder {folder} is empty"
+        return f"the folder {folder} has no {name}"
 
     # --- reading ------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -59,14 +60,12 @@ def export(
             columns_of=columns_of,
             no_columns=no_columns,
             dry_run=dry_run,
-            on_step=lambda what, done, total: meter.update(
-                what, done, total, f"{done:,} of {total:,}"
-            ),
+            on_step=meter.step,
         )
     if as_json:
         output.print_json(output.to_json(report))
     else:
-        _print_export(report)
+        _print_export(report, to)
 
 
 @click.command(name="import")
@@ -83,9 +82,7 @@ def import_(app: KappaLog, /, *, url: str | None, as_json: bool) -> None:
     with output.Meter() as meter:
         report = app.import_archive(
             url,
-            on_step=lambda what, done, total: meter.update(
-                what, done, total, f"{done:,} of {total:,}"
-            ),
+            on_step=meter.step,
         )
     if as_json:
         output.print_json(output.to_json(report))
@@ -115,25 +112,28 @@ def print_archive(report: ArchiveReport) -> None:
             ("files", report.files),
             ("bytes", report.bytes),
             ("events", report.events),
+            ("checkpoints", report.checkpoints),
             ("position", report.position),
             ("head", report.head or None),
-            ("compared with the log", report.compared),
+            ("compared", "with the log" if report.compared else "with no log"),
         ],
     )
 
 
-def _print_export(report: ExportReport) -> None:
+def _print_export(report: ExportReport, to: str | None) -> None:
     output.line(output.safe(report.url))
-    would = "would be " if report.dry_run else ""
+    new = output.plural(report.segments_written, "segment")
+    written = f"{output.plural(report.events, 'event')} in {new}"
+    names = ", ".join(report.projections)
+    if not report.dry_run:
+        written += f", {output.plural(report.bytes_written, 'byte')} in all"
     output.print_fields(
         [
             ("position", report.position),
             ("head", report.head),
-            (f"events {would}written", report.events),
-            (f"segments {would}written", report.segments_written),
-            (f"segments {would}kept", report.segments_kept),
-            ("bytes written", None if report.dry_run else report.bytes_written),
-            ("projections", ", ".join(report.projections) or None),
+            ("would write" if report.dry_run else "written", written),
+            ("kept", output.plural(report.segments_kept, "segment")),
+            *([] if report.dry_run else [("projections", names or None)]),
         ],
         indent="  ",
     )
@@ -142,7 +142,11 @@ def _print_export(report: ExportReport) -> None:
         output.say(f"{name}: {values} of another type became NULL.")
     for note in report.notes:
         output.say(f"Note: {note}.")
-    if not report.dry_run:
+    if report.dry_run:
+        return
+    if to is not None:
+        output.next_steps(f"kappa-log verify --archive {shlex.quote(to)}")
+    else:
         output.next_steps(
             "kappa-log verify --archive", "kappa-log replay --from archive"
         )

@@ -24,6 +24,9 @@ NEW_FAILURES = 3
 NOT_VERIFIED = 4
 """Exit code of a log or view that is not what it should be."""
 
+_CONFIGURED = "\0"
+"""``--archive`` without a URL; no argument of a process can be this."""
+
 
 @click.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
@@ -164,7 +167,7 @@ def _teach(reports: list[IngestReport], topic: str) -> None:
     "--archive",
     metavar="[URL]",
     is_flag=False,
-    flag_value="",
+    flag_value=_CONFIGURED,
     help="Verify the archive instead, and compare it with the log.",
 )
 @json_option
@@ -186,14 +189,13 @@ def verify(
         if names or head:
             msg = "--archive verifies an archive alone; give no PROJECTION and no head."
             raise click.UsageError(msg)
-        return _verify_archive(app, archive or None, as_json=as_json)
+        url = None if archive == _CONFIGURED else archive
+        return _verify_archive(app, url, as_json=as_json)
     with output.Meter() as meter:
         report = app.verify(
             head=head,
             names=names,
-            on_step=lambda what, done, total: meter.update(
-                what, done, total, f"{done:,} of {total:,}"
-            ),
+            on_step=meter.step,
         )
     if as_json:
         output.print_json(output.to_json(report))
@@ -206,9 +208,7 @@ def _verify_archive(app: KappaLog, url: str | None, *, as_json: bool) -> int:
     with output.Meter() as meter:
         report = app.verify_archive(
             url,
-            on_step=lambda what, done, total: meter.update(
-                what, done, total, f"{done:,} of {total:,}"
-            ),
+            on_step=meter.step,
         )
     if as_json:
         output.print_json(output.to_json(report))

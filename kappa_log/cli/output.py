@@ -191,11 +191,24 @@ def _wrapped(text: str) -> str:
     """
     if not sys.stderr.isatty():
         return text
-    room = max(shutil.get_terminal_size().columns, 2 * MIN_COLUMN)
-    return "\n".join(
-        textwrap.fill(line, room, break_long_words=False, break_on_hyphens=False)
-        for line in text.split("\n")
+    room = shutil.get_terminal_size().columns
+    return "\n".join(_filled(line, room) for line in text.split("\n"))
+
+
+def _filled(line: str, room: int, indent: str = "") -> str:
+    return textwrap.fill(
+        line,
+        max(room, 2 * MIN_COLUMN),
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
+
+
+def wrapped(line: str) -> str:
+    """Return a line of data, broken between words where its place is limited."""
+    room = terminal_width()
+    return line if room is None else _filled(line, room, "  ")
 
 
 def style(text: str, stream: Any, **how: Any) -> str:
@@ -429,6 +442,11 @@ class Meter:
             self._told = time.monotonic()
             share = f" {done / total:.0%}" if total else ""
             say(f"{what}:{share} {note}")
+
+    def step(self, what: str, done: int, total: int) -> None:
+        """Show how far a step is; one that is all or nothing has no numbers."""
+        note = "" if (done, total) == (0, 1) else f"{done:,} of {total:,}"
+        self.update(what, done, total, note)
 
     def _draw(self, **state: Any) -> None:
         if self._bar is None:

@@ -179,7 +179,7 @@ def _replay(
         app,
         lambda show: app.replay(
             name,
-            on_plan=lambda plan: output.say(_planned(plan)),
+            on_plan=lambda plan: output.say("\n".join(_planned(plan))),
             on_progress=show,
             **request,
         ),
@@ -230,14 +230,31 @@ def _plan(
 ) -> int:
     for name in _chosen(app, names):
         plan = app.plan_replay(name, **request)
-        output.print_json(output.to_json(plan)) if as_json else output.line(
-            _planned(plan)
-        )
+        if as_json:
+            output.print_json(output.to_json(plan))
+        else:
+            for text in _planned(plan):
+                output.line(output.wrapped(text))
     return 0
 
 
-def _planned(plan: ReplayPlan) -> str:
-    return f"{plan.projection} v{plan.version}: {output.safe(plan.description)}"
+def _planned(plan: ReplayPlan) -> list[str]:
+    said = [f"{plan.projection} v{plan.version}: {output.safe(plan.description)}"]
+    if plan.archive is not None:
+        said.append(f"  {_read(plan)} {output.safe(plan.archive)}")
+    return said
+
+
+def _read(plan: ReplayPlan) -> str:
+    """Return where events are read, up to the address of the archive."""
+    if not plan.archive_end:
+        return "all is read from the database, since nothing is in the archive at"
+    if plan.archive_end >= plan.head:
+        return "all is read from the archive at"
+    return (
+        f"positions from {plan.archive_end + 1:,} on are read from the database, those "
+        "before from the archive at"
+    )
 
 
 _OUTCOMES = {

@@ -35,6 +35,7 @@ STATUSES: Mapping[type[errors.KappaLogError], int] = {
     errors.SourceGap: 409,
     errors.VerificationError: 409,
     errors.ArchiveError: 503,
+    errors.ArchiveMissing: 409,
     errors.ArchiveNewer: 409,
     errors.ArchiveDiverged: 409,
     errors.ArchiveDamaged: 409,

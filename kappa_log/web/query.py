@@ -27,6 +27,7 @@ from kappa_log.codec import check_id
 from kappa_log.config import OnError
 from kappa_log.errors import DecodeError, UsageError
 from kappa_log.events import from_micros, in_utc, to_micros
+from kappa_log.plan import From
 from kappa_log.storage.pages import Chosen, Page, Place
 
 MAX_LIMIT = 500
@@ -394,6 +395,11 @@ class ReplayBody(Body):
         default="stop", description="Whether a fold that raises parks its key."
     )
     reason: Reason | None = None
+    source: From = Field(
+        default="sql",
+        description="Where events are read: the database, or the configured archive "
+        "as far as it reaches.",
+    )
 
     def request(self) -> dict[str, Any]:
         """Return it as `KappaLog.replay` takes it."""
@@ -408,6 +414,7 @@ class ReplayBody(Body):
             "max_changed": self.max_changed,
             "on_error": self.on_error,
             "reason": self.reason,
+            "source": self.source,
         }
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import msgspec
 from apiflask import APIBlueprint
 from flask import Response, current_app
 
 from kappa_log.errors import AlreadyRunning
+from kappa_log.plan import ReplayPlan
 from kappa_log.storage.replays import ReplayRow
 from kappa_log.web import spec
 from kappa_log.web.answers import answer, moment
@@ -43,7 +45,7 @@ def list_replays(query: ReplayQuery) -> Response:
 def start_replay(body: ReplayBody) -> Response:
     """Start a replay; with dry_run return what it would do."""
     if body.dry_run:
-        return answer(log().plan_replay(body.projection, **body.request()))
+        return answer(_plan(log().plan_replay(body.projection, **body.request())))
     found, request = log(), body.request()
 
     def work(job: Job) -> Any:
@@ -57,7 +59,7 @@ def start_replay(body: ReplayBody) -> Response:
     job = jobs().start(work, who())
     if job.id is None:
         # Its start is past the head: there is nothing to do, and so no row.
-        return answer(found.plan_replay(body.projection, **request))
+        return answer(_plan(found.plan_replay(body.projection, **request)))
     return _accepted(job.id)
 
 
@@ -105,6 +107,14 @@ def _accepted(identifier: int) -> Response:
     return answer(shown, 202, {"Location": f"/v1/replays/{identifier}"})
 
 
+def _plan(plan: ReplayPlan) -> dict[str, Any]:
+    """Return a plan with the folders of its archive left out."""
+    shown: dict[str, Any] = msgspec.to_builtins(plan)
+    if plan.archive is not None:
+        shown["archive"] = public(plan.archive)
+    return shown
+
+
 def _shown(row: ReplayRow) -> dict[str, Any]:
     job = jobs().of(row.id)
     progress = job.progress if job is not None and row.outcome is None else None
@@ -119,7 +129,7 @@ def _shown(row: ReplayRow) -> dict[str, Any]:
         "target": progress and progress.target,
         "events": row.progress.get("events", 0) + (progress.events if progress else 0),
         "request": row.request,
-        "plan": row.plan,
+        "plan": _plan(msgspec.convert(row.plan, ReplayPlan)),
         "diff": row.progress.get("diff"),
         "reason": row.reason,
         "error": public(str(job.error)) if job is not None and job.error else None,

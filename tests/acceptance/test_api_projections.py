@@ -224,6 +224,8 @@ def test_a_request_that_contradicts_itself_is_refused(world: ApiWorld) -> None:
         {"projection": "spent", "by": "mood"},
         {"projection": "spent", "max_changed": "many"},
         {"projection": "spent", "promote": "no"},
+        {"projection": "spent", "source": "tape"},
+        {"projection": "spent", "source": None},
         {"projection": 5},
     ]
 
@@ -232,6 +234,34 @@ def test_a_request_that_contradicts_itself_is_refused(world: ApiWorld) -> None:
 
     _post(world, "/v1/replays", 404, projection="unknown")
     assert _get(world, "/v1/replays") == []
+
+
+def test_a_replay_may_read_the_archive(world: ApiWorld) -> None:
+    """As `kappa-log replay --from` does: it must be there, whole, and of this log."""
+    asked: dict[str, Any] = {"projection": "spent", "source": "archive"}
+    said = _post(world, "/v1/replays", 422, projection="spent", source="tape")
+    assert list(said["errors"]) == ["source"]
+    for more in ({}, {"dry_run": True}):
+        said = _post(world, "/v1/replays", 409, **asked, **more)
+        assert "kappa-log export" in said["message"]
+    assert _get(world, "/v1/replays") == []
+    world.log.export()
+    append(world.log, world.folder / "more.jsonl", [{"id": "e9", "n": 9, "path": "b"}])
+
+    plan = _post(world, "/v1/replays", **asked, dry_run=True)
+    begun = _post(world, "/v1/replays", 202, **asked)
+
+    assert (plan["archive"], plan["archive_end"], plan["head"]) == ("archive", 10, 11)
+    done = _ended(world, begun["id"])
+    assert (done["outcome"], done["events"]) == ("promoted", 11)
+    assert (done["request"]["source"], done["plan"]) == ("archive", plan)
+    plain = _post(world, "/v1/replays", projection="spent", dry_run=True)
+    assert plain["archive"] is None
+    (segment,) = world.folder.glob("archive/events/*/*.parquet")
+    segment.unlink()
+    begun = _post(world, "/v1/replays", 202, **asked)
+    stopped = _ended(world, begun["id"])
+    assert (stopped["state"], "missing" in stopped["error"]) == ("unfinished", True)
 
 
 @pytest.fixture

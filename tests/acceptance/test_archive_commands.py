@@ -107,8 +107,8 @@ def test_the_archive_goes_round(typed: Type, tmp_path: Path, other_url: str) -> 
     assert (proved["ok"], proved["compared"], proved["events"]) == (True, True, 40)
     assert (replayed["events"], replayed["to_position"]) == (60, 60)
     assert (brought["position"], brought["head"]) == (40, done["head"])
-    assert "compared with the log  yes" in alone
-    assert "events written    60" in said
+    assert "compared     with the log" in alone
+    assert "written      60 events in 1 segment" in said
     assert "verified" in typed("--url", other_url, "verify")
 
 
@@ -192,6 +192,75 @@ def test_what_cannot_be_an_archive_is_said(
     manifest.write_bytes(before["manifest.json"])
     assert files(tmp_path / "archive") == before
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_mistyped_address_is_told_from_an_archive_that_is_gone(
+    typed: Type, tmp_path: Path, other_url: str
+) -> None:
+    """What is there, what state is left and what to type is said; nothing is made."""
+    (tmp_path / "hollow").mkdir()
+    (tmp_path / "file").write_text("mine")
+    typed("export")
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "manifest.json").write_text('{"name": "an application"}')
+    before = sorted(tmp_path.rglob("*"))
+
+    for url, said, code in (
+        ("hollow", "hollow is empty", 69),
+        ("nowhere", "there is no folder /", 69),
+        ("archive/events", "is a part of the archive /", 69),
+        (".", "has no manifest.json, but /", 69),
+        ("s3:/bucket", "Write s3://bucket, or ./s3:/bucket for a folder", 2),
+        ("s3//b/x", "Write s3://b/x,", 2),
+        ("", "address is empty", 2),
+        ("file", "that its manifest.json is in", 2),
+        ("web", "Name another folder; it was left as it is", 4),
+    ):
+        told = [typed("verify", "--archive", url, code=code)]
+        told.append(typed("--url", other_url, "import", url, code=code))
+        if code != 69:
+            told.append(typed("export", "--to", url, code=code))
+        assert all(said in one for one in told), (told, said)
+        assert all("Nothing was" in one for one in told[1:2]), told
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_plan_says_from_where_events_are_read(
+    typed: Type, tmp_path: Path, other_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks at the archive, and refuses it as the replay itself would."""
+    plan = ("replay", "bikes", "--from=archive", "--dry-run")
+    assert "kappa-log export" in typed(*plan, code=69)
+    typed("export")
+    monkeypatch.setenv("COLUMNS", "80")
+
+    assert "  all is read from the archive at archive\n" in typed(*plan)
+    ride(tmp_path, 60)
+    typed("ingest", "rides.jsonl", "--topic=rides", "--entity-id=bike")
+    said = typed(*plan)
+    assert "positions from 41 on are read from the database" in said
+    assert max(map(len, said.splitlines())) <= 80
+    found = typed(*plan, "--json")
+    assert (found["archive"], found["archive_end"], found["head"]) == (
+        *("archive", 40, 60),
+    )
+    plain = typed("replay", "bikes", "--dry-run", "--json")
+    assert (plain["archive"], plain["archive_end"]) == (None, None)
+    # Past the head nothing is read, so nothing is asked of the archive.
+    (tmp_path / "archive").rename(tmp_path / "away")
+    typed("project")
+    past = ("--from-position=61", "--from=archive")
+    assert "nothing to do" in typed("replay", "bikes", *past, "--dry-run")
+    assert "nothing to do" in typed("replay", "bikes", *past)
+    (tmp_path / "away").rename(tmp_path / "archive")
+
+    typed("--url", other_url, "db", "create")
+    assert "was it restored" in typed("--url", other_url, *plan, code=65)
+    typed(
+        *("--url", other_url, "ingest", "rides.jsonl", "--topic=rides"),
+        *("--dedupe=offset", "--entity-id=n"),
+    )
+    assert "of another log" in typed("--url", other_url, *plan, code=65)
 
 
 # --- S3 ----------------------------------------------------------------------------

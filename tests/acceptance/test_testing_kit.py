@@ -13,6 +13,7 @@ from kappa_log import Handler, KappaLog, Projection, ack, make_event, projection
 from kappa_log.errors import ConfigError, ProjectionError, UsageError
 from kappa_log.testing import given, process_message, temporary_log
 from projections.customer_totals import customer_totals
+from projections.customer_totals_sql import customer_totals_sql
 from projections.daily_revenue import daily_revenue
 from projections.orders import orders
 from projections.product_sales import product_sales
@@ -191,13 +192,15 @@ def _shop() -> list[Any]:
 
 @pytest.mark.parametrize(
     "fold",
-    [customer_totals, daily_revenue, orders, product_sales],
+    [customer_totals, customer_totals_sql, daily_revenue, orders, product_sales],
     ids=lambda fold: fold.name,
 )
 def test_a_fold_in_memory_makes_the_rows_of_a_log(fold: Projection) -> None:
     """Typed payloads, Enums, dates, several keys: what users see is what they get."""
     only = [
-        e for e in _shop() if (e.event_type == "purchase") == (fold is customer_totals)
+        e
+        for e in _shop()
+        if (e.event_type == "purchase") == (fold.topics == ("cdnow",))
     ]
     by_id = {str(event.position): event for event in only}
 

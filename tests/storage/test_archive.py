@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from hashlib import blake2b
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kappa_log import KappaLog, errors
+from kappa_log import KappaLog, chain, errors
 from kappa_log.archive import layout, writing
 from kappa_log.archive.manifest import Manifest, from_bytes, to_bytes
 from support.archives import (
@@ -301,21 +302,8 @@ def test_events_that_do_not_hash_to_the_heads_are_found(
 ) -> None:
     """Also by a file whose own hash somebody has put into the manifest."""
     app.export()
-    manifest = app.archive().manifest
-    segment = manifest.segments[1]
-    table = pq.read_table(there / segment.path, partitioning=None)
-    place = table.column_names.index("payload")
-    payloads = [
-        "{}" if n == 2 else p for n, p in enumerate(table["payload"].to_pylist())
-    ]
-    forged = table.set_column(
-        place, table.schema.field(place), pa.array(payloads, pa.string())
-    )
-    pq.write_table(forged, there / segment.path)
-    data = (there / segment.path).read_bytes()
-    digest = blake2b(data, digest_size=32).hexdigest()
-    facts = {"bytes": len(data), "blake2b": digest}
-    _rewrite(there, lambda m: m["segments"][1].update(facts))
+    segment = app.archive().manifest.segments[1]
+    _forge(there, segment.path, "payload", 2, "{}")
 
     (finding,) = app.verify_archive().findings
     assert (finding.what, finding.position) == (segment.path, segment.first)
@@ -346,6 +334,141 @@ def test_an_export_of_a_damaged_log_leaves_the_archive_as_it_was(
     kept = files(there)
     assert {path: kept[path] for path in before} == before
     assert app.verify_archive().findings == []
+
+
+def _erased_and_forged(there: Path, manifest: Manifest) -> None:
+    """Put another payload beside the true one's hash, which the chain goes by."""
+    path = manifest.segments[0].path
+    payload = pq.read_table(there / path, partitioning=None)["payload"][0].as_py()
+    _forge(there, path, "payload_digest", 0, chain.payload_digest(payload.encode()))
+    _forge(there, path, "payload", 0, "{}")
+
+
+_WHOLE = "kappa-log export writes this file anew"
+
+# What is done to the archive → the file that is named, and what is said of it. Of
+# tables a column, a row and a value are given; None takes the row away.
+PLANTED: list[tuple[str, Any, str, str]] = [
+    ("checkpoints", ("head", 0, bytes(32)), "checkpoints", "head as 0000"),
+    ("checkpoints", ("head", -1, b"\1" * 32), "checkpoints", "the events come to"),
+    ("checkpoints", ("to_offset", 0, 99), "checkpoints", "not at 99, where the one"),
+    ("checkpoints", ("failed", 0, 0), "failures", "account for"),
+    ("checkpoints", ("skipped", 0, 99), "checkpoints", "accounts for"),
+    ("checkpoints", ("first_position", 1, 1), "checkpoints", "but has positions 1"),
+    ("checkpoints", ("topic", 2, "rods"), "checkpoints", "its last event is offset"),
+    ("checkpoints", ("source_id", 2, 77), "manifest.json", "no source 77"),
+    ("checkpoints", None, "checkpoints", "by no checkpoint, or by two"),
+    ("offsets", ("next_offset", 0, 5), "offsets", "its checkpoints end at"),
+    ("offsets", None, "offsets", "is gone, its checkpoints end at"),
+    ("duplicates", ("repeats", 0, 10**6), "duplicates", "repeat .* is not there"),
+    ("duplicates", None, "duplicates", "account for"),
+    ("failures", ("offset", 0, 10**6), "failures", "up to offset 1000000, but was"),
+    ("failures", ("partition", 0, 9), "failures", "partition 9 .* has 1 failures"),
+    ("failures", None, "failures", "account for"),
+    ("rows", ("_position", 0, 10**6), "projections", "made by the event at"),
+    ("manifest", {"recorded_at": 2**50}, "manifest.json", "last event was recorded"),
+    ("segment", {"lanes": [["rides", "kappa-log"]]}, "manifest.json", "pass over"),
+    ("segment", {"date": "2024-02-30"}, "manifest.json", "pass over"),
+    ("segment", {"rows": 6}, "manifest.json", "pass over"),
+    ("projection", {"position": 10**6}, "manifest.json", "past the end"),
+    ("projection", {"rows": 10**6}, "projections", "the manifest says 1,000,000"),
+    ("code", _erased_and_forged, "events", "marked as erased but has contents"),
+]
+
+
+def test_what_disagrees_with_the_events_is_named(app: KappaLog, there: Path) -> None:
+    """Also where the file's own hash was put into the manifest; and what to do."""
+    app.project()
+    app.export()
+    whole, manifest = files(there), app.archive().manifest
+    ledger = {name: file.path for name, file in manifest.ledger.items()}
+    ledger["rows"] = manifest.projections[0].path
+    report = app.verify_archive()
+    assert (report.findings, report.checkpoints) == ([], len(app.checkpoints()))
+    assert "not made anew from the events" in report.limits[0]
+
+    for where, change, what, said in PLANTED:
+        match where:
+            case "manifest":
+                _rewrite(there, lambda m, facts=change: m.update(facts))
+            case "segment":
+                _rewrite(there, lambda m, facts=change: m["segments"][0].update(facts))
+            case "projection":
+                _rewrite(
+                    there, lambda m, facts=change: m["projections"][0].update(facts)
+                )
+            case "code":
+                change(there, manifest)
+            case _:
+                _forge(there, ledger[where], *(change or ()))
+        found = app.verify_archive().findings
+        named = [f for f in found if f.what.startswith(what)]
+        assert any(re.search(said, f.message) for f in named), (where, change, found)
+        advice = ("export anew", "Export anew", _WHOLE)
+        assert all(any(a in f.message for a in advice) for f in found), found
+        for path, data in whole.items():
+            (there / path).write_bytes(data)
+    assert app.verify_archive().ok
+
+
+def test_a_ledger_that_is_not_what_was_written_is_the_only_finding(
+    app: KappaLog, there: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Columns that are not there are damage, not an error; nor are they imported."""
+    app.export()
+    path = app.archive().manifest.ledger["checkpoints"].path
+    table = pq.read_table(there / path)
+    place = table.column_names.index("failed")
+    texts = pa.array(["0"] * table.num_rows)
+    for column, changed in (
+        ("failed", table.set_column(place, "failed", texts)),
+        ("head", table.drop_columns(["head"])),
+    ):
+        _put(there, path, changed)
+
+        (finding,) = app.verify_archive().findings
+
+        said = f"no column '{column}'" in finding.message
+        assert (finding.what, said) == (path, True)
+    with (
+        other_kind(request, app.config.database.url, tmp_path / "other") as other,
+        pytest.raises(errors.ArchiveDamaged, match="no column 'head'"),
+    ):
+        other.import_archive(str(there))
+    app.export()
+    assert app.verify_archive().ok
+    _rewrite(there, lambda m: m["ledger"].pop("failures"))
+    (finding,) = app.verify_archive().findings
+    assert finding.what == "manifest.json"
+
+
+def _forge(
+    there: Path, path: str, column: str = "", row: int = 0, value: Any = None
+) -> None:
+    """Change a value in a file, or take a row away, and put its hash where it goes."""
+    table = pq.read_table(there / path, partitioning=None)
+    rows = table.to_pylist()
+    if column:
+        rows[row][column] = value
+    else:
+        del rows[row]
+    _put(there, path, pa.Table.from_pylist(rows, table.schema))
+
+
+def _put(there: Path, path: str, table: pa.Table) -> None:
+    """Write a file and say in the manifest that this is what was written."""
+    pq.write_table(table, there / path)
+    data = (there / path).read_bytes()
+    digest = blake2b(data, digest_size=32).hexdigest()
+    facts = {"rows": table.num_rows, "bytes": len(data), "blake2b": digest}
+
+    def change(manifest: dict[str, Any]) -> None:
+        ledger = manifest["ledger"].values()
+        for file in (*manifest["segments"], *ledger, *manifest["projections"]):
+            if file["path"] == path:
+                file.update(facts)
+
+    _rewrite(there, change)
 
 
 def _rewrite(there: Path, change: Any) -> None:

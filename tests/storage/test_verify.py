@@ -350,6 +350,10 @@ INCOMPLETE = [
     (f"UPDATE {{}} SET from_offset = 1, failed = 1 WHERE {OF_NONE}", "not at 0"),
     (f"DELETE FROM {{}} WHERE {OF_SOME} AND from_offset = 0", "not at 0"),
     (f"DELETE FROM kappa_log_offsets WHERE {OF_NONE}", "none.jsonl.* is gone"),
+    (
+        f'UPDATE kappa_log_failures SET "offset" = 9 WHERE {OF_NONE} AND "offset" = 1',
+        "none.jsonl.* has failures up to offset 9, but was read only up to 1",
+    ),
 ]
 
 

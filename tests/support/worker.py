@@ -98,7 +98,7 @@ def _export(app: KappaLog, task: dict[str, Any]) -> Any:
 def _import(app: KappaLog, task: dict[str, Any]) -> Any:
     from kappa_log.archive import bring
 
-    bring.SLICE = 200
+    bring.SLICE = 200  # type: ignore[attr-defined]
     show = _pausing(task)
     done = app.import_archive(task["archive"], on_step=lambda *step: show(step))
     return {"position": done.position, "head": done.head}
