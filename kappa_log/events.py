@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from typing_extensions import override
@@ -59,6 +59,28 @@ def in_utc(moment: datetime) -> datetime:
     return from_micros(to_micros(moment))
 
 
+class ProvedFile(Protocol):
+    """A Parquet file with the log's columns."""
+
+    def path(self) -> str:
+        """Return where it lies, proved to be what was written.
+
+        Raises:
+            ArchiveDamaged: It is missing, or not what was written.
+        """
+        ...
+
+
+class FileSpan(NamedTuple):
+    """Files that hold the matching events of a span of positions, among others."""
+
+    folder: str
+    """Where all of them lie."""
+    files: Sequence[ProvedFile]
+    first: Position
+    last: Position
+
+
 class EventPage:
     """The columns of some events of the log, side by side; missing ones load late.
 
@@ -68,9 +90,11 @@ class EventPage:
         join: Returns the payload texts from one event to before another as one JSON
             array, for a store that has them side by side already.
         arrow: Returns a column as it lies in Arrow's memory, where it does.
+        span: Where files hold the events, for whoever reads these by itself.
+        rest: Those events that the files do not hold; None if there are none.
     """
 
-    __slots__ = ("_arrow", "_columns", "_join", "_load")
+    __slots__ = ("_arrow", "_columns", "_join", "_load", "rest", "span")
 
     def __init__(
         self,
@@ -78,7 +102,12 @@ class EventPage:
         load: Callable[[str], Sequence[Any]] | None = None,
         join: Callable[[int, int], bytes] | None = None,
         arrow: Callable[[str], Any] | None = None,
+        *,
+        span: FileSpan | None = None,
+        rest: EventPage | None = None,
     ) -> None:
+        self.span = span
+        self.rest = rest
         self._columns = dict(columns)
         self._load = load
         self._join = join

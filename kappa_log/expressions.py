@@ -69,6 +69,10 @@ _REFUSED = {
 }
 
 
+_LOOKING = ("->>", "json_extract", "json_extract_string")
+"""Functions that take JSON and its text alike; ``->`` is parsed as a lambda."""
+
+
 class Expression(msgspec.Struct, frozen=True):
     """One expression over an event, as DuckDB writes it."""
 
@@ -78,6 +82,9 @@ class Expression(msgspec.Struct, frozen=True):
     kind: str
     names: frozenset[str]
     """The event's columns that it names."""
+    needs_json: bool = False
+    """The payload must be of DuckDB's type JSON: it does more than look into it, which
+    is the same in plain text."""
 
 
 class Merged(msgspec.Struct, frozen=True):
@@ -100,8 +107,12 @@ class Merged(msgspec.Struct, frozen=True):
     @property
     def names(self) -> frozenset[str]:
         """The event's columns that it names."""
-        parts = [part for part in (self.value, self.filter) if part is not None]
-        return frozenset[str]().union(*(part.names for part in parts))
+        return frozenset[str]().union(*(part.names for part in self.parts))
+
+    @property
+    def parts(self) -> list[Expression]:
+        """The expressions that it is made of."""
+        return [part for part in (self.value, self.filter) if part is not None]
 
 
 def expression(text: str) -> Expression:
@@ -161,7 +172,24 @@ def _expression(node: dict[str, Any]) -> Expression:
         _refuse(part, sql)
         names.update(name.lower() for name in part.get("column_names", ()))
     kind, found = _typed(sql)
-    return Expression(sql, found, kind, frozenset(names & _COLUMNS.keys()))
+    named = frozenset(names & _COLUMNS.keys())
+    return Expression(sql, found, kind, named, _needs_json(node))
+
+
+def _needs_json(node: dict[str, Any]) -> bool:
+    """Tell whether an expression does more with the payload than look into it."""
+    parts = list(_walk(node))
+    looked_into = [
+        part["lhs"] if part["class"] == "LAMBDA" else part["arguments"][0]["expression"]
+        for part in parts
+        if part["class"] == "LAMBDA" or part.get("function_name") in _LOOKING
+    ]
+    return sum(map(_is_payload, parts)) > sum(map(_is_payload, looked_into))
+
+
+def _is_payload(part: dict[str, Any]) -> bool:
+    names = [name.lower() for name in part.get("column_names", ())]
+    return part["class"] == "COLUMN_REF" and "payload" in names
 
 
 def _refuse(part: dict[str, Any], sql: str) -> None:
@@ -271,19 +299,34 @@ def _functions() -> tuple[frozenset[str], frozenset[str]]:
 
 
 def connection() -> DuckDBPyConnection:
-    """Return an empty DuckDB that sees nothing but what it is given."""
+    """Return an empty DuckDB, which must be closed off before it runs anything."""
     import duckdb
 
     found = duckdb.connect(config={"python_enable_replacements": False})
     found.execute("SET TimeZone = 'UTC'")
-    found.execute("SET enable_external_access = false")
     return found
+
+
+def close_off(duck: DuckDBPyConnection, folder: str | None = None) -> None:
+    """Have a DuckDB see nothing any more but what it is given, and files of a folder.
+
+    Nothing can undo that.
+    """
+    if folder is not None:
+        duck.execute(f"SET allowed_directories = [{literal(folder)}]")
+    duck.execute("SET enable_external_access = false")
+
+
+def literal(text: str) -> str:
+    """Return a text as SQL writes it."""
+    return "'{}'".format(text.replace("'", "''"))
 
 
 @functools.cache
 def _scratch() -> DuckDBPyConnection:
     """Return a connection that has an empty table ``events``, to ask for types."""
     found = connection()
+    close_off(found)
     columns = ", ".join(f'"{name}" {kind}' for name, kind in _COLUMNS.items())
     found.execute(f"CREATE TABLE events ({columns})")
     return found

@@ -70,6 +70,9 @@ class Projection:
     pages_at_once = 1
     """How many pages a folding takes best together."""
 
+    reads_files = False
+    """Whether its folding reads Parquet files by itself, where they hold a page."""
+
     def __init__(  # noqa: PLR0913 - what `projection` was given, by the same names
         self,
         reducer: Reducer,

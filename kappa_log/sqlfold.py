@@ -3,7 +3,8 @@
 A batch is aggregated by key in DuckDB and merged into the states it has of these keys:
 sums add up, min and max compare, last takes the later. So a fold in two batches is the
 fold in one, and a whole range is folded at DuckDB's speed; nothing but the changed rows
-becomes Python's.
+becomes Python's. What lies in files of an archive on a disk DuckDB reads by itself,
+once they are proved: a query over about a million positions.
 
 Sums of floats depend on the order of adding up in their last digits. Each has a hidden
 column beside it, the sum of the absolute values, which says how far two may differ.
@@ -12,6 +13,7 @@ column beside it, the sum of the absolute values, which says how far two may dif
 from __future__ import annotations
 
 import functools
+import glob
 import keyword
 import re
 import sys
@@ -25,8 +27,16 @@ from typing_extensions import override
 
 from kappa_log.columns import Unsettled
 from kappa_log.errors import ProjectionError, RegistrationError
-from kappa_log.events import Event, EventPage, Position
-from kappa_log.expressions import Expression, Merged, connection, expression, merged
+from kappa_log.events import ORIGIN, Event, EventPage, FileSpan, Position
+from kappa_log.expressions import (
+    Expression,
+    Merged,
+    close_off,
+    connection,
+    expression,
+    literal,
+    merged,
+)
 from kappa_log.fingerprint import Fingerprints, fingerprint
 from kappa_log.fold import (
     Folding,
@@ -50,6 +60,10 @@ PAGES_AT_ONCE = 50
 WAITING_BYTES = 64 * 2**20
 """Pages are aggregated together up to here: a query has its price, whatever it reads,
 and several batches are spread over all processors."""
+
+WAITING_POSITIONS = 1_000_000
+"""Positions in files that are aggregated together: merging has its price, too. DuckDB
+reads them as it goes, so they take no memory; but a kill may cost that much more."""
 
 _PYTHON: Mapping[str, type[Any]] = {
     "int": int,
@@ -166,6 +180,12 @@ class SqlProjection(Projection):
         try:
             self.keys = _keys(self._key_texts)
             self.columns = _columns(columns)
+            parts = [*self.keys.parts]
+            parts += [part for column in self.columns.values() for part in column.parts]
+            self.needs_json = any(part.needs_json for part in parts)
+            self.names = sorted({"position"}.union(*(part.names for part in parts)))
+            # Their form in files is none that SQL takes apart.
+            self.reads_files = "headers" not in self.names
             self.key_shape = self.keys.shape
             self.state_shape = SqlShape(self.columns)
             check_columns(self.key_shape, self.state_shape)
@@ -205,12 +225,6 @@ class SqlProjection(Projection):
 
     def _key_of(self, event: Event) -> Any:
         return self.folding().keys_of(_page_of(event, self.names))[0]
-
-    @functools.cached_property
-    def names(self) -> list[str]:
-        """The event's columns that its SQL names, and the position."""
-        parts: list[Expression | Merged] = [*self.keys.parts, *self.columns.values()]
-        return sorted({"position"}.union(*(part.names for part in parts)))
 
     @override
     def _function_keys(
@@ -262,6 +276,10 @@ class SqlFolding(Folding):
         self._keys = keys or fold.keys
         self._sql = Statements(fold, self._keys)
         self._waiting: list[pa.Table] = []
+        self._spans: list[FileSpan] = []
+        self._folder: str | None = None
+        self._is_closed = False
+        self._drained: Position = ORIGIN
 
     @functools.cached_property
     def _duck(self) -> DuckDBPyConnection:
@@ -279,6 +297,8 @@ class SqlFolding(Folding):
     def forget(self) -> None:
         """Drop all states, and what waits to be folded into them."""
         self._waiting.clear()
+        self._spans.clear()
+        self._drained = ORIGIN
         self._rows("DELETE FROM states")
 
     @override
@@ -292,30 +312,56 @@ class SqlFolding(Folding):
         keys, shape = self._keys.shape, self._fold.state_shape
         rows = [[*keys.values(k), *shape.values(state)] for k, state in states.items()]
         self._duck.register("adopted", self._sql.state_table(rows))
-        self._rows("INSERT INTO states SELECT *, 0, false FROM adopted")
+        self._rows(f"INSERT INTO states SELECT *, {ORIGIN} FROM adopted")
 
     @override
     def apply(self, page: EventPage) -> None:
-        table = _table_of(page, self._fold.names)
+        if page.span is not None and self._can_read(page.span.folder):
+            self._wait_for(page.span)
+            if page.rest is None:
+                return
+            page = page.rest
+        table = _table_of(page, self._fold)
         if not table.num_rows:
             return
+        if self._spans:
+            self.complete()
         self._waiting.append(table)
-        self.events += table.num_rows if self._only is None else 0
         if sum(waiting.nbytes for waiting in self._waiting) >= WAITING_BYTES:
             self.complete()
 
-    @override
-    def complete(self) -> None:
+    def _can_read(self, folder: str) -> bool:
+        """Tell whether it sees the files of a folder: of the first it is asked for."""
+        if not self._is_closed and self._folder is None:
+            self._folder = folder
+        return self._folder == folder
+
+    def _wait_for(self, span: FileSpan) -> None:
+        if self._waiting or (self._spans and self._spans[-1].last + 1 != span.first):
+            self.complete()
+        self._spans.append(span)
+        if span.last - self._spans[0].first >= WAITING_POSITIONS - 1:
+            self.complete()
+
+    def _taken(self) -> _Tables | _Files | None:
+        """Return what waits, which then waits no more."""
         import pyarrow as pa
 
-        if not self._waiting:
+        spans, self._spans = self._spans, []
+        tables, self._waiting = self._waiting, []
+        if any(span.files for span in spans):
+            return _Files(spans, self._fold)
+        return _Tables(pa.concat_tables(tables)) if tables else None
+
+    @override
+    def complete(self) -> None:
+        batch = self._taken()
+        if batch is None:
             return
-        table = pa.concat_tables(self._waiting)
-        self._waiting.clear()
         try:
-            self._merge(table)
+            self._merge(batch)
         except _Refused as error:
-            raise self._first_failure(table, error) from error
+            raise self._first_failure(batch, error) from error
         keys = self._sql.keys
         self._rows(
             "CREATE TABLE next AS FROM merged UNION ALL "
@@ -323,19 +369,26 @@ class SqlFolding(Folding):
         )
         self._rows("DROP TABLE states; ALTER TABLE next RENAME TO states")
         counted = "SELECT coalesce(sum(_n), 0) FROM partial"
-        self.events += 0 if self._only is None else self._number(counted)
+        self.events += self._number(counted)
         self.unkeyed += self._number(f"{counted} WHERE {self._sql.is_unkeyed}")
 
-    def _merge(self, table: pa.Table) -> None:
-        """Leave a page's rows in ``partial``, and merged with the states in ``merged``.
+    def _merge(self, batch: _Tables | _Files, upto: Position | None = None) -> None:
+        """Leave a batch's rows in ``partial``, and merged with the states in ``merged``.
+
+        Args:
+            batch: The events.
+            upto: The last position of them that counts; None takes all.
 
         Raises:
             _Refused: An expression fails, or comes to what no column holds.
         """
-        duck, sql = self._duck, self._sql
-        duck.register("page", table)
+        self._show(batch, upto)
+        sql = self._sql
         try:
-            self._rows(sql.partial(is_limited=self._only is not None))
+            try:
+                self._rows(sql.partial(is_limited=self._only is not None))
+            finally:
+                batch.check()
             self._refuse(sql.unfit_key, "partial", "its key")
             if self._load is not None:
                 missing = self._rows(sql.missing)
@@ -355,19 +408,29 @@ class SqlFolding(Folding):
             msg = f"{what} {row[-1]}"
             raise _Refused(msg, self._keys.shape.build(row[:-1]))
 
-    def _first_failure(self, table: pa.Table, error: _Refused) -> ProjectionError:
-        """Return the error of the first event with which a page cannot be folded."""
-        good, bad = 0, table.num_rows
+    def _show(self, batch: _Tables | _Files, upto: Position | None = None) -> None:
+        """Make ``page`` of a batch's events, of those up to a position."""
+        # From here on expressions run, which are to see events and nothing else.
+        if not self._is_closed:
+            close_off(self._duck, self._folder)
+            self._is_closed = True
+        batch.show(self._duck, upto)
+
+    def _first_failure(
+        self, batch: _Tables | _Files, error: _Refused
+    ) -> ProjectionError:
+        """Return the error of the first event with which a batch cannot be folded."""
+        first, bad = batch.bounds
+        good = first - 1
         while bad - good > 1:
             middle = (good + bad) // 2
             try:
-                self._merge(table.slice(0, middle))
+                self._merge(batch, middle)
             except _Refused as found:
                 bad, error = middle, found
             else:
                 good = middle
-        position = table.column("position")[bad - 1].as_py()
-        return self._failed(position, error.key, str(error))
+        return self._failed(bad, error.key, str(error))
 
     @override
     def drain(self) -> dict[Any, tuple[Any, Position]]:
@@ -381,13 +444,14 @@ class SqlFolding(Folding):
     @override
     def drain_rows(self) -> Rows:
         self.complete()
-        found = self._duck.sql(self._sql.changed).to_arrow_table()
+        changed = self._sql.changed_since(self._drained)
+        found = self._duck.sql(changed).to_arrow_table()
         columns = [column.to_pylist() for column in found.columns]
         width = len(self._keys.parts)
         for number, column in enumerate(self._fold.columns.values(), start=width):
             if column.kind == "json":
                 columns[number] = self._canonical(number - width, columns)
-        self._rows("UPDATE states SET _changed = false WHERE _changed")
+        self._drained = max(columns[-1], default=self._drained)
         return Rows(list(map(list, zip(*columns, strict=True))), [])
 
     def _canonical(self, number: int, columns: Sequence[list[Any]]) -> list[Any]:
@@ -421,13 +485,13 @@ class SqlFolding(Folding):
         Raises:
             ProjectionError: The key of an event cannot be computed, or be a key.
         """
-        table = _table_of(page, self._fold.names)
-        self._duck.register("page", table)
+        batch = _Tables(_table_of(page, self._fold))
+        self._show(batch)
         try:
             rows = self._rows(self._sql.keys_in_order)
         except _faults() as error:
             refused = _Refused(_first_line(error))
-            raise self._first_failure(table, refused) from error
+            raise self._first_failure(batch, refused) from error
         shape = self._keys.shape
         keys = [None if None in row else shape.build(row) for row in rows]
         for position, key in zip(page.column("position"), keys, strict=True):
@@ -455,6 +519,77 @@ class _Refused(Exception):
         self.key = key
 
 
+class _Tables:
+    """A batch of events in Arrow's memory."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    @property
+    def bounds(self) -> tuple[Position, Position]:
+        """The first and the last position."""
+        positions = self._table.column("position")
+        return positions[0].as_py(), positions[-1].as_py()
+
+    def show(self, duck: DuckDBPyConnection, upto: Position | None) -> None:
+        """Make ``page`` of the events up to a position."""
+        import pyarrow.compute as pc
+
+        table = self._table
+        if upto is not None:
+            table = table.filter(pc.less_equal(table.column("position"), upto))
+        duck.execute("DROP VIEW IF EXISTS page")
+        duck.register("page", table)
+
+    def check(self) -> None:
+        """Do nothing: it is in memory."""
+
+
+class _Files:
+    """A batch of events in files that DuckDB reads."""
+
+    def __init__(self, spans: Sequence[FileSpan], fold: SqlProjection) -> None:
+        self.bounds = spans[0].first, spans[-1].last
+        self._files = list(dict.fromkeys(f for span in spans for f in span.files))
+        self._columns = ", ".join(
+            f'{_READ.get(name, _QUOTED).format(name)} AS "{name}"'
+            if name != "payload" or not fold.needs_json
+            else 'payload::JSON AS "payload"'
+            for name in fold.names
+        )
+        wanted = {"topic": fold.topics, "group_id": fold.groups}
+        self._where = "".join(
+            f" AND {name} IN ({', '.join(map(literal, values))})"
+            for name, values in wanted.items()
+            if values is not None
+        )
+
+    def show(self, duck: DuckDBPyConnection, upto: Position | None) -> None:
+        """Make ``page`` of the events up to a position; nothing is read yet.
+
+        Raises:
+            ArchiveDamaged: A file is missing, or not what was written.
+        """
+        first, last = self.bounds
+        paths = ", ".join(literal(glob.escape(f.path())) for f in self._files)
+        duck.execute(
+            f"CREATE OR REPLACE TEMP VIEW page AS SELECT {self._columns} "
+            f"FROM read_parquet([{paths}], hive_partitioning = false) "
+            f"WHERE position BETWEEN {first} AND {last if upto is None else upto}"
+            f"{self._where}"
+        )
+
+    def check(self) -> None:
+        """Raise ArchiveDamaged if a file is not any more what it was when shown."""
+        for file in self._files:
+            file.path()
+
+
+_QUOTED = '"{}"'
+_READ = {"message_id": "lower(hex({}))"}
+"""Column of an event → how SQL makes it of a file's, where they differ."""
+
+
 class Statements:
     """The SQL of one projection.
 
@@ -474,7 +609,7 @@ class Statements:
         self.keys = ", ".join(parts)
         self.is_unkeyed = " OR ".join(f"{name} IS NULL" for name in parts)
         self.layout = ", ".join(f"{name} {of}" for name, (_, of) in types.items())
-        self.layout += ", _position BIGINT, _changed BOOLEAN"
+        self.layout += ", _position BIGINT"
         made = ", ".join(f"{part.sql} AS {name}" for name, part in parts.items())
         self._keyed = f"(SELECT *, {made} FROM page) AS events"
         aggregates = [a for n, column in enumerate(columns) for a in _parts(n, column)]
@@ -488,13 +623,11 @@ class Statements:
         self.merged = (
             "CREATE OR REPLACE TABLE merged AS "
             f"SELECT {', '.join(f'p.{name}' for name in parts)}, {', '.join(merges)}, "
-            "p._position, true AS _changed FROM partial p LEFT JOIN states s "
+            "p._position FROM partial p LEFT JOIN states s "
             f"USING ({self.keys}) WHERE NOT ({self.is_unkeyed})"
         )
         shown = [_as_python(name, kind) for name, (kind, _) in types.items()]
-        self.changed = (
-            f"SELECT {', '.join(shown)}, _position FROM states WHERE _changed"
-        )
+        self._shown = ", ".join(shown)
         self.keys_in_order = f"SELECT {self.keys} FROM {self._keyed} ORDER BY position"
         sizes = " + ".join(f"strlen({name}::VARCHAR)" for name in parts)
         self.unfit_key = _unfit(
@@ -515,6 +648,13 @@ class Statements:
             f"CREATE OR REPLACE TABLE partial AS SELECT {self.keys}, "
             f"{self._aggregates}, max(position) AS _position, count(*) AS _n "
             f"FROM {self._keyed}{semi_join} GROUP BY {self.keys}"
+        )
+
+    def changed_since(self, drained: Position) -> str:
+        """Return what tells the rows into which later positions were folded."""
+        return (
+            f"SELECT {self._shown}, _position FROM states "
+            f"WHERE _position > {drained} ORDER BY {self.keys}"
         )
 
     def key_table(self, rows: Sequence[Sequence[Any]]) -> pa.Table:
@@ -621,14 +761,15 @@ def _scale(of: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _table_of(page: EventPage, names: Sequence[str]) -> pa.Table:
-    """Return columns of a page in Arrow."""
+def _table_of(page: EventPage, fold: SqlProjection) -> pa.Table:
+    """Return the columns of a page that a projection names, in Arrow."""
     import pyarrow as pa
 
-    return pa.table([_column_of(page, name) for name in names], names=list(names))
+    columns = [_column_of(page, name, fold.needs_json) for name in fold.names]
+    return pa.table(columns, names=fold.names)
 
 
-def _column_of(page: EventPage, name: str) -> Any:
+def _column_of(page: EventPage, name: str, needs_json: bool) -> Any:
     import pyarrow as pa
 
     from kappa_log.arrow import EVENT_KINDS, TYPES
@@ -642,7 +783,7 @@ def _column_of(page: EventPage, name: str) -> Any:
         if kind == "headers":
             values = [[{"name": n, "value": v} for n, v in pairs] for pairs in values]
         found = pa.array(values, pa.string() if kind == "json" else TYPES[kind])
-    if kind != "json":
+    if kind != "json" or not needs_json:
         return found
     chunks = found.chunks if isinstance(found, pa.ChunkedArray) else [found]
     wrapped = [pa.ExtensionArray.from_storage(TYPES[kind], chunk) for chunk in chunks]

@@ -4,7 +4,8 @@ The archive gives what lies in it; positions past its end come from the database
 replay goes on over the seam without noticing. Row groups are proved, decompressed and
 decoded by a thread while the one before is folded. Columns that no fold asks for are
 never read, and payloads go from Parquet to the JSON decoder without becoming strings
-of Python's. A segment of other topics is passed over; one that should be read and is
+of Python's. Folds that read files by themselves are given those of an archive on a
+disk, each proved first, the next one while these are read. A segment of other topics is passed over; one that should be read and is
 missing or damaged stops the fold.
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, cached_property, reduce
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +31,7 @@ from kappa_log.archive.manifest import Segment
 from kappa_log.archive.reader import Archive
 from kappa_log.archive.scan import OpenSegment
 from kappa_log.errors import ArchiveDiverged, ArchiveError
-from kappa_log.events import EventPage, Position, from_micros
+from kappa_log.events import EventPage, FileSpan, Position, from_micros
 from kappa_log.fold import Projection
 from kappa_log.readers import EventReader
 from kappa_log.records import decode_headers
@@ -72,6 +74,7 @@ class ArchiveSource:
         self._archive = archive
         self._thread = ThreadPoolExecutor(1, "archive")
         self._open: dict[int, OpenSegment] = {}
+        self._files: dict[int, _SegmentFile] = {}
 
     def reader(
         self, fold: Projection, only: Collection[Any] | None, rest: EventReader
@@ -103,6 +106,11 @@ class ArchiveSource:
         return self._archive.manifest.position
 
     @property
+    def folder(self) -> Path | None:
+        """Where its files lie; None in an object store."""
+        return self._archive.store.folder
+
+    @property
     def segments(self) -> list[Segment]:
         """All segments by position."""
         return self._archive.manifest.segments
@@ -124,6 +132,58 @@ class ArchiveSource:
             found = OpenSegment(self._archive.store, self.segments[index], _REPEATED)
             self._open[index] = found
         return found
+
+
+    def file(self, index: int) -> _SegmentFile:
+        """Return the file of a segment on a disk, which is being proved."""
+        found = self._files.get(index)
+        if found is None:
+            found = self._files[index] = _SegmentFile(self, index)
+        return found
+
+    def prove(self, index: int) -> None:
+        """Prove the file of a segment; for the thread alone.
+
+        Raises:
+            ArchiveDamaged: It is missing, or not what was written.
+        """
+        OpenSegment(self._archive.store, self.segments[index]).close()
+
+
+class _SegmentFile:
+    """A segment's file on a disk, for others to read; see `events.ProvedFile`."""
+
+    def __init__(self, source: ArchiveSource, index: int) -> None:
+        assert source.folder is not None
+        self._source = source
+        self._index = index
+        self._path = source.folder / source.segments[index].path
+        self._proof = source.submit(self._prove)
+
+    def path(self) -> str:
+        """Return where it lies, proved; once more if it was touched since.
+
+        Raises:
+            ArchiveDamaged: It is missing, or not what was written.
+        """
+        if self._proof.result() != self._identity():
+            self._proof = self._source.submit(self._prove)
+            self._proof.result()
+        return str(self._path)
+
+    def _prove(self) -> Any:
+        """Return what it was when it was proved; in the source's thread."""
+        found = self._identity()
+        self._source.prove(self._index)
+        return found
+
+    def _identity(self) -> tuple[int, ...] | None:
+        """Return what changes when somebody else writes; None if it is missing."""
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class _Group:
@@ -254,6 +314,7 @@ class ArchiveReader:
         if fold.key is None and only is not None:
             self._entities = pa.array(sorted(only), pa.string())
         self._rest = rest
+        self._gives_files = fold.reads_files and source.folder is not None
         self._names = ["entity_id", "payload"]
         self._firsts = [segment.first for segment in source.segments]
         self._groups_read: list[_Group] = []
@@ -276,13 +337,46 @@ class ArchiveReader:
         end = self._source.end
         if connection is not None or after >= end:
             return self._rest.page(after, upto, connection)
+        rest = self._rest.page(end, upto) if upto > end else None
+        if self._gives_files:
+            return self._filed(after, min(upto, end), rest)
+        return self._read(after, min(upto, end), rest)
+
+    def _read(
+        self, after: Position, upto: Position, rest: EventPage | None
+    ) -> EventPage:
+        """Return the events of row groups, and the rest behind them."""
         pages = [
-            self._slice(group, after, min(upto, end))
-            for group in self._within(after, min(upto, end))
+            self._slice(group, after, upto) for group in self._within(after, upto)
         ]
-        if upto > end:
-            pages.append(self._rest.page(end, upto))
+        if rest is not None:
+            pages.append(rest)
         return pages[0] if len(pages) == 1 else _merged(pages)
+
+    def _filed(
+        self, after: Position, upto: Position, rest: EventPage | None
+    ) -> EventPage:
+        """Return the files of a span; their columns only if somebody asks for them."""
+        first, next_one = self._index_of(after + 1), self._index_of(upto) + 1
+        files = self._files(range(first, next_one))
+        self._files(range(next_one, min(next_one + 1, len(self._firsts))))
+
+        @cache
+        def read() -> EventPage:
+            return self._read(after, upto, rest)
+
+        return EventPage(
+            {},
+            lambda name: read().column(name),
+            arrow=lambda name: read().arrow(name),
+            span=FileSpan(str(self._source.folder), files, after + 1, upto),
+            rest=rest,
+        )
+
+    def _files(self, indexes: range) -> list[_SegmentFile]:
+        """Return the files of segments that have matching events, and prove them."""
+        segments = self._source.segments
+        return [self._source.file(n) for n in indexes if self._matching(segments[n])]
 
     def _slice(self, group: _Group, after: Position, upto: Position) -> EventPage:
         """Return the events of a row group in (after, upto]."""
@@ -319,13 +413,17 @@ class ArchiveReader:
             yield group
             after = group.span[-1]
 
+    def _index_of(self, position: Position) -> int:
+        """Return the number of the segment that holds a position."""
+        return bisect_right(self._firsts, position) - 1
+
     def _group_at(self, position: Position) -> _Group:
         for group in self._groups_read:
             if position in group.span:
                 return group
         found = self._taken_ahead()
         if found is None or position not in found.span:
-            index = bisect_right(self._firsts, position) - 1
+            index = self._index_of(position)
             found = self._source.submit(self._load_at, index, position).result()
         self._groups_read = [*self._groups_read[1 - KEPT :], found]
         self._ahead = self._source.submit(self._load_after, found)
@@ -345,7 +443,7 @@ class ArchiveReader:
     def _load_at(self, index: int, position: Position) -> _Group:
         """Return the row group of a segment that has a position."""
         segment = self._source.segments[index]
-        matching = [lane for lane in segment.lanes if self._matches(*lane)]
+        matching = self._matching(segment)
         if not matching:
             return _Group((index, 0), range(segment.first, segment.last + 1), ())
         opened = self._source.opened(index)
@@ -365,15 +463,20 @@ class ArchiveReader:
         position = group.span[-1] + 1
         if position > self._source.end:
             return None
-        return self._load_at(bisect_right(self._firsts, position) - 1, position)
+        return self._load_at(self._index_of(position), position)
 
     def _add(self, group: _Group, names: Sequence[str]) -> None:
         index, number = group.place
         group.add(self._source.opened(index).read(number, names))
 
-    def _matches(self, topic: str, group: str) -> bool:
-        groups = self._groups
-        return topic in self._topics and (groups is None or group in groups)
+    def _matching(self, segment: Segment) -> list[tuple[str, str]]:
+        """Return what of a segment's topics and groups is wanted."""
+        topics, groups = self._topics, self._groups
+        return [
+            (topic, group)
+            for topic, group in segment.lanes
+            if topic in topics and (groups is None or group in groups)
+        ]
 
     def _mask(self, table: pa.Table) -> pa.Array:
         """Return which events match."""
