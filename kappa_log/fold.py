@@ -378,9 +378,9 @@ class Parked(msgspec.Struct, frozen=True):
 class Rows(NamedTuple):
     """Rows to write, each as its columns' stored values."""
 
-    kept: list[list[Any]]
+    kept: list[Sequence[Any]]
     """Keys, fields, and the last position folded in."""
-    gone: list[list[Any]]
+    gone: list[Sequence[Any]]
     """Keys whose row is deleted."""
 
 

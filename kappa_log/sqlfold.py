@@ -362,18 +362,13 @@ class SqlFolding(Folding):
             self._merge(batch)
         except _Refused as error:
             raise self._first_failure(batch, error) from error
-        keys = self._sql.keys
-        self._rows(
-            "CREATE TABLE next AS FROM merged UNION ALL "
-            f"SELECT * FROM states ANTI JOIN merged USING ({keys})"
-        )
         self._rows("DROP TABLE states; ALTER TABLE next RENAME TO states")
-        counted = "SELECT coalesce(sum(_n), 0) FROM partial"
-        self.events += self._number(counted)
-        self.unkeyed += self._number(f"{counted} WHERE {self._sql.is_unkeyed}")
+        ((events, unkeyed),) = self._rows(self._sql.counts)
+        self.events += int(events)
+        self.unkeyed += int(unkeyed)
 
     def _merge(self, batch: _Tables | _Files, upto: Position | None = None) -> None:
-        """Leave a batch's rows in ``partial``, and merged with the states in ``merged``.
+        """Leave a batch's rows in ``partial``, and all states after it in ``next``.
 
         Args:
             batch: The events.
@@ -394,7 +389,7 @@ class SqlFolding(Folding):
                 missing = self._rows(sql.missing)
                 self.adopt(self._load([self._keys.shape.build(r) for r in missing]))
             self._rows(sql.merged)
-            self._refuse(sql.unfit_field, "merged", "its new state")
+            self._refuse(sql.unfit_field, "next", "its new state")
         except _faults() as error:
             raise _Refused(_first_line(error)) from error
 
@@ -452,7 +447,7 @@ class SqlFolding(Folding):
             if column.kind == "json":
                 columns[number] = self._canonical(number - width, columns)
         self._drained = max(columns[-1], default=self._drained)
-        return Rows(list(map(list, zip(*columns, strict=True))), [])
+        return Rows(list(zip(*columns, strict=True)), [])
 
     def _canonical(self, number: int, columns: Sequence[list[Any]]) -> list[Any]:
         """Return JSON as its column stores it, however it was spelt."""
@@ -593,8 +588,8 @@ _READ = {"message_id": "lower(hex({}))"}
 class Statements:
     """The SQL of one projection.
 
-    ``page`` are events; ``partial`` their rows, not merged yet; ``merged`` these rows
-    merged with those of ``states``.
+    ``page`` are events; ``partial`` their rows, not merged yet; ``next`` are the rows
+    of ``states`` once these are merged.
     """
 
     def __init__(self, fold: SqlProjection, keys: Keys) -> None:
@@ -621,10 +616,15 @@ class Statements:
         merges = [_merge(n, column) for n, column in enumerate(columns)]
         merges += [_sum(f"_m{n}") for n in sums]
         self.merged = (
-            "CREATE OR REPLACE TABLE merged AS "
+            "CREATE OR REPLACE TABLE next AS "
             f"SELECT {', '.join(f'p.{name}' for name in parts)}, {', '.join(merges)}, "
             "p._position FROM partial p LEFT JOIN states s "
-            f"USING ({self.keys}) WHERE NOT ({self.is_unkeyed})"
+            f"USING ({self.keys}) WHERE NOT ({self.is_unkeyed}) "
+            f"UNION ALL SELECT * FROM states ANTI JOIN partial USING ({self.keys})"
+        )
+        self.counts = (
+            "SELECT coalesce(sum(_n), 0), "
+            f"coalesce(sum(_n) FILTER (WHERE {self.is_unkeyed}), 0) FROM partial"
         )
         shown = [_as_python(name, kind) for name, (kind, _) in types.items()]
         self._shown = ", ".join(shown)

@@ -4,9 +4,11 @@ The archive gives what lies in it; positions past its end come from the database
 replay goes on over the seam without noticing. Row groups are proved, decompressed and
 decoded by a thread while the one before is folded. Columns that no fold asks for are
 never read, and payloads go from Parquet to the JSON decoder without becoming strings
-of Python's. Folds that read files by themselves are given those of an archive on a
-disk, each proved first, the next one while these are read. A segment of other topics is passed over; one that should be read and is
+of Python's. A segment of other topics is passed over; one that should be read and is
 missing or damaged stops the fold.
+
+Folds that read files by themselves are given those of an archive on a disk: each is
+proved first, and the next one while these are read.
 """
 
 from __future__ import annotations
@@ -132,7 +134,6 @@ class ArchiveSource:
             found = OpenSegment(self._archive.store, self.segments[index], _REPEATED)
             self._open[index] = found
         return found
-
 
     def file(self, index: int) -> _SegmentFile:
         """Return the file of a segment on a disk, which is being proved."""
@@ -346,9 +347,7 @@ class ArchiveReader:
         self, after: Position, upto: Position, rest: EventPage | None
     ) -> EventPage:
         """Return the events of row groups, and the rest behind them."""
-        pages = [
-            self._slice(group, after, upto) for group in self._within(after, upto)
-        ]
+        pages = [self._slice(group, after, upto) for group in self._within(after, upto)]
         if rest is not None:
             pages.append(rest)
         return pages[0] if len(pages) == 1 else _merged(pages)
