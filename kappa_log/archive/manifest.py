@@ -33,7 +33,8 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     bytes: int
     blake2b: str
-    """BLAKE2b-256 of the file, in hex."""
+    """BLAKE2b-256 over those of the file's successive pieces of 1 MiB, in hex: so
+    several processors can prove one file."""
 
 
 class Segment(File, frozen=True, kw_only=True):
