@@ -378,10 +378,10 @@ class Parked(msgspec.Struct, frozen=True):
 class Rows(NamedTuple):
     """Rows to write, each as its columns' stored values."""
 
-    kept: list[Sequence[Any]]
-    """Keys, fields, and the last position folded in."""
-    gone: list[Sequence[Any]]
-    """Keys whose row is deleted."""
+    kept: list[Any]
+    """Lists or tuples of keys, fields, and the last position folded in."""
+    gone: list[Any]
+    """Lists of keys whose row is deleted."""
 
 
 PART_EVENTS = 500

@@ -13,7 +13,6 @@ column beside it, the sum of the absolute values, which says how far two may dif
 from __future__ import annotations
 
 import functools
-import glob
 import keyword
 import re
 import sys
@@ -566,7 +565,7 @@ class _Files:
             ArchiveDamaged: A file is missing, or not what was written.
         """
         first, last = self.bounds
-        paths = ", ".join(literal(glob.escape(f.path())) for f in self._files)
+        paths = ", ".join(literal(f.path()) for f in self._files)
         duck.execute(
             f"CREATE OR REPLACE TEMP VIEW page AS SELECT {self._columns} "
             f"FROM read_parquet([{paths}], hive_partitioning = false) "

@@ -90,7 +90,7 @@ class RowStore:
         else:
             self._upsert(connection, rows.kept)
 
-    def _convert(self, rows: list[Sequence[Any]], width: int) -> None:
+    def _convert(self, rows: list[Any], width: int) -> None:
         """Make the first values of each row what the driver takes."""
         writers = [(index, write) for index, write in self._writers if index < width]
         if not rows or not writers:
@@ -104,7 +104,7 @@ class RowStore:
         """Delete the rows of these keys."""
         self._delete(connection, [self._keys.values(key) for key in keys])
 
-    def _copy(self, connection: sa.Connection, rows: list[Sequence[Any]]) -> None:
+    def _copy(self, connection: sa.Connection, rows: list[Any]) -> None:
         driver = driver_connection(connection)
         columns = ", ".join((*self._quoted, f'"{POSITION_COLUMN}"'))
         rows.sort()
@@ -129,7 +129,7 @@ class RowStore:
             for row in rows:
                 copy.write_row(row)
 
-    def _upsert(self, connection: sa.Connection, rows: list[Sequence[Any]]) -> None:
+    def _upsert(self, connection: sa.Connection, rows: list[Any]) -> None:
         driver = driver_connection(connection)
         names = [*self._quoted, f'"{POSITION_COLUMN}"']
         changes = ", ".join(
@@ -153,7 +153,7 @@ class RowStore:
                     f"{into} SELECT * FROM unnest({arrays}) {conflict}", columns
                 )
 
-    def _delete(self, connection: sa.Connection, rows: list[Sequence[Any]]) -> None:
+    def _delete(self, connection: sa.Connection, rows: list[Any]) -> None:
         driver = driver_connection(connection)
         self._convert(rows, len(self._quoted_keys))
         if self._is_sqlite:
@@ -169,15 +169,15 @@ class RowStore:
                     parameters,
                 )
 
-    def _chunks(self, keys: Iterable[Any]) -> Iterable[list[Sequence[Any]]]:
+    def _chunks(self, keys: Iterable[Any]) -> Iterable[list[Any]]:
         width = len(self._quoted_keys)
         size = _SQLITE_VARIABLES // width if self._is_sqlite else _ARRAY_ROWS
-        rows: list[Sequence[Any]] = [self._keys.values(key) for key in keys]
+        rows: list[Any] = [self._keys.values(key) for key in keys]
         self._convert(rows, width)
         for start in range(0, len(rows), size):
             yield rows[start : start + size]
 
-    def _wanted(self, rows: list[Sequence[Any]]) -> tuple[str, list[Any]]:
+    def _wanted(self, rows: list[Any]) -> tuple[str, list[Any]]:
         """Return a common table expression ``w(k0, k1 …)`` of keys, and its values."""
         width = len(self._quoted_keys)
         names = ", ".join(f"k{n}" for n in range(width))

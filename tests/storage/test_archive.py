@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kappa_log import KappaLog, chain, errors
-from kappa_log.archive import layout, writing
+from kappa_log.archive import layout, store, writing
 from kappa_log.archive.manifest import Manifest, from_bytes, to_bytes
 from support.archives import (
     SEGMENT,
@@ -314,6 +314,34 @@ def test_events_that_do_not_hash_to_the_heads_are_found(
         other.import_archive(str(there))
 
 
+def test_a_file_is_hashed_in_pieces_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that one file's pieces can be proved at the same time."""
+    monkeypatch.setattr(store, "CHUNK", 4)
+    data = bytes(range(42))
+    found = store.Store("archive", tmp_path)
+    for size in (1, 3, 4, 9, 42):
+        with found.writing() as sink:
+            for start in range(0, len(data), size):
+                sink.write(data[start : start + size])
+            file = sink.done("file", rows=0)
+        found.check(file)
+        assert file.blake2b == _by_hand(data, 4)
+    for place in (0, 17, 41):
+        broken = bytearray(data)
+        broken[place] ^= 1
+        (tmp_path / "archive" / "file").write_bytes(broken)
+        with pytest.raises(errors.ArchiveDamaged, match="hash differs"):
+            found.check(file)
+
+
+def _by_hand(data: bytes, size: int) -> str:
+    pieces = [data[start : start + size] for start in range(0, len(data), size)]
+    parts = b"".join(blake2b(piece, digest_size=32).digest() for piece in pieces)
+    return blake2b(parts, digest_size=32).hexdigest()
+
+
 def test_an_export_of_a_damaged_log_leaves_the_archive_as_it_was(
     app: KappaLog, there: Path
 ) -> None:
@@ -459,7 +487,7 @@ def _put(there: Path, path: str, table: pa.Table) -> None:
     """Write a file and say in the manifest that this is what was written."""
     pq.write_table(table, there / path)
     data = (there / path).read_bytes()
-    digest = blake2b(data, digest_size=32).hexdigest()
+    digest = _by_hand(data, store.CHUNK)
     facts = {"rows": table.num_rows, "bytes": len(data), "blake2b": digest}
 
     def change(manifest: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -186,6 +187,28 @@ def test_a_damaged_segment_stops_a_replay(app: KappaLog, damage: str) -> None:
     path.write_bytes(data)
     assert app.resume(left.id).promoted
     assert states(app, [everything]) == before
+
+
+def test_a_file_is_proved_again_once_somebody_touched_it(app: KappaLog) -> None:
+    """Whoever reads it by itself asks for it before and after."""
+    with app.database.read() as connection:
+        opened = source.open_source(connection, app.database, app.archive())
+    with contextlib.closing(opened):
+        file = opened.file(0)
+        path = Path(file.path())
+        data = path.read_bytes()
+        path.write_bytes(data)
+        assert file.path() == str(path)
+
+        path.write_bytes(data[:-1])
+        for _ in range(2):
+            with pytest.raises(errors.ArchiveDamaged, match=path.name):
+                file.path()
+        file = opened.file(1)
+        path = Path(file.path())
+        path.unlink()
+        with pytest.raises(errors.ArchiveDamaged, match="missing"):
+            file.path()
 
 
 def test_segments_of_other_topics_are_not_read(

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from kappa_log import KappaLog, ProjectionError, sql_projection
+from kappa_log import KappaLog, ProjectionError, sql_projection, sqlfold
+from kappa_log.archive import source
 from kappa_log.project import Runner
 from kappa_log.sqlfold import SqlProjection
 from kappa_log.storage import builds
+from support.archives import fill, open_full
 from support.logs import append, execute, open_log, rows, set_bounds
 
 SUMS = {
@@ -24,6 +26,23 @@ SUMS = {
     "first": "min(event_time)",
     "label": "last(payload->>'s')",
 }
+
+COLUMNS = {
+    "events": "count(*)",
+    "source": "max(source_id)",
+    "place": 'max("offset")',
+    "sent": 'max("timestamp")',
+    "id": "last(message_id)",
+    "whose": "last(key)",
+    "bytes": "last(raw)",
+    "at": "max(event_time)",
+    "kept_at": "last(recorded_at)",
+    "type": "last(event_type || event_version)",
+    "who": "last(entity_id)",
+    "sum": "last(checksum)",
+    "n": "max(payload->>'n')",
+}
+"""Something of each column of an event but its headers."""
 
 
 def declared(version: int = 1, key: Any = None, **columns: str) -> SqlProjection:
@@ -108,6 +127,55 @@ def test_it_is_replayed_from_an_archive_and_over_its_end(
 
     assert (report.events, report.changed) == (69, 0)
     assert exact(rows(log, "sums", report.build)) == exact(rows(log, "sums"))
+
+
+def test_files_give_the_rows_that_the_database_gives(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From each column in each form, for its topics and groups, over segments."""
+    folds = [
+        sql_projection(
+            name=name,
+            version=1,
+            topics=["orders"],
+            groups=["billing"],
+            key=["topic", '"partition"'],
+            columns=COLUMNS | more,
+        )
+        for name, more in {
+            "typed": {},
+            "texts": {"body": "last(payload)"},
+            "named": {"headers": "sum(len(headers))"},
+        }.items()
+    ]
+    folder = tmp_path / "it's [1] *?"
+    folder.mkdir()
+    set_bounds(page_events=3, flush_seconds=9, patch=monkeypatch)
+    monkeypatch.setattr(SqlProjection, "pages_at_once", 1)
+    monkeypatch.setattr(sqlfold, "WAITING_POSITIONS", 10)
+    proved: list[int] = []
+    real = source.ArchiveSource.prove
+
+    def noted(self: source.ArchiveSource, index: int) -> None:
+        proved.append(index)
+        real(self, index)
+
+    monkeypatch.setattr(source.ArchiveSource, "prove", noted)
+    with open_full(database_url, folder) as app:
+        fill(app)
+        app.export()
+        fill(app, rounds=1, begin=3)
+        for fold in folds:
+            app.registry.add(fold)
+            app.replay(fold.name)
+            proved.clear()
+
+            report = app.replay(fold.name, source="archive", promote=False)
+
+            assert len(set(proved)) == len(proved)
+            assert bool(proved) == (fold.name != "named")
+            assert (report.added, report.removed, report.changed) == (0, 0, 0)
+            assert rows(app, fold.name, report.build) == rows(app, fold.name) != []
 
 
 def test_what_is_folded_within_a_transaction_counts_what_has_no_key(
@@ -203,4 +271,8 @@ def test_an_event_that_cannot_be_folded_stops_it_there(
     assert [found.cursor for found in log.cursors()] == [63]
     with pytest.raises(ProjectionError, match="position 64"):
         log.replay("sums")
+    log.cancel(log.replays(unfinished=True)[0].id)
+    log.export()
+    with pytest.raises(ProjectionError, match="position 64"):
+        log.replay("sums", source="archive")
     assert log.verify(names=["sums"]).ok

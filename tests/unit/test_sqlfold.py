@@ -309,6 +309,27 @@ def test_a_key_that_no_index_holds_is_named(key: str) -> None:
     assert caught.value.position == 2
 
 
+@pytest.mark.parametrize(
+    ("column", "needed"),
+    [
+        ("sum((payload->>'n')::BIGINT)", False),
+        ("last(payload->'a'->>'b')", False),
+        ("count(*) FILTER (WHERE Payload->>'n' IS NOT NULL)", False),
+        ("min(json_extract_string(payload, '$.n'))", False),
+        ("count(*)", False),
+        ("last(payload)", True),
+        ("max(strlen(payload::VARCHAR) + (payload->>'n')::INT)", True),
+        ("count(*) FILTER (WHERE payload IS NOT NULL)", True),
+        ("last(payload.n)", True),
+    ],
+)
+def test_a_payload_that_is_only_looked_into_stays_text(
+    column: str, needed: bool
+) -> None:
+    """DuckDB would parse it to make JSON of it, and once more to look."""
+    assert declared(n=column).needs_json == needed
+
+
 def test_fingerprints_are_those_of_the_texts() -> None:
     """What changes rows changes one; blanks around a text do not."""
     same = declared(n=" count(*) ").fingerprints
