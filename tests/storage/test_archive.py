@@ -328,12 +328,12 @@ def test_a_file_is_hashed_in_pieces_however_it_is_written(
             file = sink.done("file", rows=0)
         found.check(file)
         assert file.blake2b == _by_hand(data, 4)
-    for place in (0, 17, 41):
-        broken = bytearray(data)
-        broken[place] ^= 1
-        (tmp_path / "archive" / "file").write_bytes(broken)
-        with pytest.raises(errors.ArchiveDamaged, match="hash differs"):
-            found.check(file)
+        for place in (0, 17, 41):
+            broken = bytearray(data)
+            broken[place] ^= 1
+            (tmp_path / "archive" / "file").write_bytes(broken)
+            with pytest.raises(errors.ArchiveDamaged, match="hash differs"):
+                found.check(file)
 
 
 def _by_hand(data: bytes, size: int) -> str:
