@@ -545,10 +545,11 @@ class _Files:
     def __init__(self, spans: Sequence[FileSpan], fold: SqlProjection) -> None:
         self.bounds = spans[0].first, spans[-1].last
         self._files = list(dict.fromkeys(f for span in spans for f in span.files))
+        made = {"message_id": "lower(hex(message_id))"}
+        if fold.needs_json:
+            made["payload"] = "payload::JSON"
         self._columns = ", ".join(
-            f'{_READ.get(name, _QUOTED).format(name)} AS "{name}"'
-            if name != "payload" or not fold.needs_json
-            else 'payload::JSON AS "payload"'
+            f'{made[name]} AS "{name}"' if name in made else f'"{name}"'
             for name in fold.names
         )
         wanted = {"topic": fold.topics, "group_id": fold.groups}
@@ -577,11 +578,6 @@ class _Files:
         """Raise ArchiveDamaged if a file is not any more what it was when shown."""
         for file in self._files:
             file.path()
-
-
-_QUOTED = '"{}"'
-_READ = {"message_id": "lower(hex({}))"}
-"""Column of an event → how SQL makes it of a file's, where they differ."""
 
 
 class Statements:

@@ -109,9 +109,11 @@ class RowStore:
         columns = ", ".join((*self._quoted, f'"{POSITION_COLUMN}"'))
         rows.sort()
         if self._is_sqlite:
-            marks = f"({', '.join('?' * (len(self._quoted) + 1))})"
-            for start in range(0, len(rows), _SQLITE_ROWS):
-                some = rows[start : start + _SQLITE_ROWS]
+            width = len(self._quoted) + 1
+            marks = f"({', '.join('?' * width)})"
+            size = max(1, min(_SQLITE_ROWS, _SQLITE_VARIABLES // width))
+            for start in range(0, len(rows), size):
+                some = rows[start : start + size]
                 driver.execute(
                     f"INSERT INTO {self._target} ({columns}) "
                     f"VALUES {', '.join([marks] * len(some))}",
