@@ -339,6 +339,8 @@ class SqlFolding(Folding):
         if self._waiting or (self._spans and self._spans[-1].last + 1 != span.first):
             self.complete()
         self._spans.append(span)
+        # It starts while the first file is proved.
+        _ = self._duck
         if span.last - self._spans[0].first >= WAITING_POSITIONS - 1:
             self.complete()
 

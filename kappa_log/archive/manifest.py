@@ -6,7 +6,7 @@ no clock, no host. Its own hash is in it, so that a damaged one is noticed, too.
 
 from __future__ import annotations
 
-from hashlib import blake2b
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -32,9 +32,9 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
     """In the archive, with forward slashes."""
     rows: int
     bytes: int
-    blake2b: str
-    """BLAKE2b-256 over those of the file's successive pieces of 1 MiB, in hex: so
-    several processors can prove one file."""
+    sha256: str
+    """SHA-256 of the file, in hex: ``sha256sum`` tells the same, and processors have
+    instructions for it."""
 
 
 class Segment(File, frozen=True, kw_only=True):
@@ -103,8 +103,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     ledger: dict[str, File]
     """offsets, checkpoints, duplicates and failures, as of the same head."""
     projections: list[Rows]
-    blake2b: str = _NO_DIGEST
-    """BLAKE2b-256 of this text while this is empty, in hex."""
+    sha256: str = _NO_DIGEST
+    """SHA-256 of this text while this is empty, in hex."""
 
     @property
     def files(self) -> list[File]:
@@ -119,9 +119,9 @@ class _Version(msgspec.Struct):
 
 def to_bytes(manifest: Manifest) -> bytes:
     """Return a manifest as its file, hash included."""
-    unsigned = msgspec.structs.replace(manifest, blake2b=_NO_DIGEST)
-    digest = blake2b(_encoded(unsigned), digest_size=32).hexdigest()
-    return _encoded(msgspec.structs.replace(manifest, blake2b=digest))
+    unsigned = msgspec.structs.replace(manifest, sha256=_NO_DIGEST)
+    digest = sha256(_encoded(unsigned)).hexdigest()
+    return _encoded(msgspec.structs.replace(manifest, sha256=digest))
 
 
 def from_bytes(data: bytes, url: str) -> Manifest:

@@ -85,7 +85,7 @@ class SnapshotWriter:
         pages = transfer.table_rows(connection, self._database, table, PAGE)
         with self._store.writing() as sink:
             rows = write_pages(sink, ledger_schema(table), pages)
-            file = sink.done(layout.ledger_path(name, sink.blake2b), rows)
+            file = sink.done(layout.ledger_path(name, sink.sha256), rows)
             self._leave_known(sink, file.path)
         return file
 
@@ -97,10 +97,10 @@ class SnapshotWriter:
             plain = (self._plain(kinds, page) for page in pages)
             rows = write_pages(sink, rows_schema(build), plain)
             known = self._known.get(path)
-            if known is not None and known.blake2b != sink.blake2b:
+            if known is not None and known.sha256 != sink.sha256:
                 # A log that was set up anew counts its builds from 1 again. Never in
                 # place: until the new manifest is there, the old file counts.
-                path = path.replace(".parquet", f"-{sink.blake2b[:8]}.parquet")
+                path = path.replace(".parquet", f"-{sink.sha256[:8]}.parquet")
             file = sink.done(path, rows)
             self._leave_known(sink, path)
         return Rows(
@@ -114,7 +114,7 @@ class SnapshotWriter:
 
     def _leave_known(self, sink: Sink, path: str) -> None:
         known = self._known.get(path)
-        if known is not None and known.blake2b == sink.blake2b:
+        if known is not None and known.sha256 == sink.sha256:
             sink.path = None
         else:
             self._written += sink.bytes

@@ -11,10 +11,8 @@ import contextlib
 import os
 import re
 import tempfile
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from hashlib import blake2b
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +27,6 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 CHUNK = 2**20
-"""Bytes of a file that are hashed by themselves; see `manifest.File.blake2b`."""
-
-HASHING = 2
-"""Threads that hash one file."""
 
 _TEMPORARY = ".kappa_log-"
 
@@ -48,8 +42,7 @@ class Sink:
     def __init__(self, file: BinaryIO) -> None:
         """Begin an empty file."""
         self._file = file
-        self._hash = blake2b(digest_size=32)
-        self._piece = bytearray()
+        self._hash = sha256()
         self.bytes = 0
         self.path: str | None = None
         """Where it goes at the end of the block that writes it; None throws it away."""
@@ -58,12 +51,9 @@ class Sink:
     def write(self, data: Any) -> int:
         """Write bytes."""
         view = memoryview(data).cast("B")
+        self._hash.update(view)
         self._file.write(view)
         self.bytes += len(view)
-        self._piece += view
-        while len(self._piece) >= CHUNK:
-            self._hash.update(_hashed(self._piece[:CHUNK]))
-            del self._piece[:CHUNK]
         return len(view)
 
     def flush(self) -> None:
@@ -77,17 +67,14 @@ class Sink:
         """Do nothing: whoever opened it closes it."""
 
     @property
-    def blake2b(self) -> str:
+    def sha256(self) -> str:
         """Hash of what was written, in hex."""
-        whole = self._hash.copy()
-        if self._piece:
-            whole.update(_hashed(self._piece))
-        return whole.hexdigest()
+        return self._hash.hexdigest()
 
     def done(self, path: str, rows: int) -> File:
         """Say where it goes, and return what the manifest says about it."""
         self.path = path
-        return File(path=path, rows=rows, bytes=self.bytes, blake2b=self.blake2b)
+        return File(path=path, rows=rows, bytes=self.bytes, sha256=self.sha256)
 
 
 class Store:
@@ -214,24 +201,19 @@ class Store:
         self._check(file, None)
 
     def _check(self, file: File, copy: BinaryIO | None) -> None:
-        whole, size = blake2b(digest_size=32), 0
-        hashing: deque[Future[bytes]] = deque()
+        digest, size = sha256(), 0
         with self._translating(file.path):
             try:
                 stream = self.files.open_input_stream(file.path, buffer_size=0)
             except FileNotFoundError:
                 raise self.damaged(file.path, "it is missing") from None
-            with stream, ThreadPoolExecutor(HASHING, "proof") as threads:
+            with stream:
                 while chunk := stream.read(CHUNK):
-                    hashing.append(threads.submit(_hashed, chunk))
+                    digest.update(chunk)
                     size += len(chunk)
                     if copy is not None:
                         copy.write(chunk)
-                    if len(hashing) > 2 * HASHING:
-                        whole.update(hashing.popleft().result())
-            for piece in hashing:
-                whole.update(piece.result())
-        if whole.hexdigest() != file.blake2b:
+        if digest.hexdigest() != file.sha256:
             why = f"it has {size:,} bytes" if size != file.bytes else "its hash differs"
             raise self.damaged(file.path, f"it is not what was written: {why}")
 
@@ -314,10 +296,6 @@ class Store:
                 "What it held before is still whole"
             )
             raise ArchiveError(msg) from error
-
-
-def _hashed(piece: bytes | bytearray) -> bytes:
-    return blake2b(piece, digest_size=32).digest()
 
 
 def _sync(folder: Path) -> None:

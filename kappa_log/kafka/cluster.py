@@ -186,19 +186,28 @@ class Cluster:
     def _offsets(
         self, partitions: Sequence[tuple[str, int]], spec: Any
     ) -> dict[tuple[str, int], int]:
-        if not partitions:
-            return {}
         found: dict[tuple[str, int], int] = {}
-        asked = self._asked.list_offsets(
-            {TopicPartition(topic, number): spec for topic, number in partitions},
-            isolation_level=IsolationLevel.READ_COMMITTED,
-            request_timeout=client.SECONDS,
-        )
-        for at, future in asked.items():
-            try:
-                found[at.topic, at.partition] = self._result("offsets", future).offset
-            except KafkaException:
-                continue
+        end = time.monotonic() + client.SECONDS
+        left = [TopicPartition(topic, number) for topic, number in partitions]
+        while left:
+            asked = self._asked.list_offsets(
+                dict.fromkeys(left, spec),
+                isolation_level=IsolationLevel.READ_COMMITTED,
+                request_timeout=client.SECONDS,
+            )
+            left = []
+            for at, future in asked.items():
+                try:
+                    offset = self._result("offsets", future).offset
+                    found[at.topic, at.partition] = offset
+                except KafkaException:
+                    continue
+                except SourceError as error:
+                    if not _is_led_soon(error) or time.monotonic() >= end:
+                        raise
+                    left.append(at)
+            if left:
+                time.sleep(ASK_AGAIN_SECONDS)
         return found
 
     def _result(self, what: str, future: Any) -> Any:
@@ -238,6 +247,20 @@ class Cluster:
         # That all brokers are down says less than why the last one is.
         if error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
             self._last = error
+
+
+def _is_led_soon(error: SourceError) -> bool:
+    """Tell whether a partition was refused only because its leader is new."""
+    cause = error.__cause__
+    return isinstance(cause, KafkaException) and cause.args[0].code() in _LEADERS
+
+
+_LEADERS = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+)
 
 
 def _listed(admin: AdminClient) -> Any:

@@ -203,11 +203,23 @@ def test_topics_that_may_not_be_seen_are_not_asked_for_again(world: World) -> No
 
 
 @pytest.mark.parametrize(
+    "error", [KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE]
+)
+def test_offsets_are_asked_for_again(world: World, error: int) -> None:
+    """A topic that was just made has its leaders in a moment."""
+    world.produce()
+    world.broker.fail(Api.LIST_OFFSETS, *[error] * 4)
+
+    world.shop.consume()
+
+    world.check()
+
+
+@pytest.mark.parametrize(
     ("error", "said"),
     [
-        (KafkaError.NOT_LEADER_FOR_PARTITION, "Not leader for partition"),
-        (KafkaError.LEADER_NOT_AVAILABLE, "Leader not available"),
         (KafkaError.INVALID_MSG, "Invalid message"),
+        (KafkaError.INVALID_REQUEST, "Invalid request"),
     ],
 )
 def test_without_offsets_nothing_is_begun(world: World, error: int, said: str) -> None:
