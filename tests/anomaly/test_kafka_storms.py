@@ -53,6 +53,12 @@ def producing(world: World, chance: random.Random) -> Iterator[None]:
         thread.join()
 
 
+_FENCED = "Static consumer fenced"
+"""What ends a static member when another joins under its name. A request to join that a
+killed member had sent may reach the broker after that of its heir, and fences it; such
+an heir is started again by whoever supervises it."""
+
+
 class Storm:
     """Members of a group, of whom one comes, goes or sleeps every now and then."""
 
@@ -65,7 +71,10 @@ class Storm:
         self._are_static = are_static
         self._slots: list[Worker | None] = [None] * SLOTS
         self._asleep: set[int] = set()
+        self._was_killed: set[int] = set()
         self._leaving: list[Worker | None] = [None] * SLOTS
+        self._heirs: set[Worker] = set()
+        """Members whose namesake before them was killed."""
         self.starts = 0
         self.results: list[dict[str, Any]] = []
         """Of those that ended in peace."""
@@ -101,6 +110,7 @@ class Storm:
             self._slots[slot] = None
             if luck < 0.6:
                 worker.kill()
+                self._was_killed.add(slot)
             else:
                 worker.stop()
                 self._leave(slot, worker)
@@ -110,14 +120,19 @@ class Storm:
             # Its namesake must have gone, or would be fenced by Kafka itself.
             self._leave(slot, None)
         names = {"group.instance.id": f"slot-{slot}"} if self._are_static else {}
-        self._slots[slot] = self._world.start(kafka=names)
+        worker = self._slots[slot] = self._world.start(kafka=names)
+        if self._are_static and slot in self._was_killed:
+            self._heirs.add(worker)
+        self._was_killed.discard(slot)
         self.starts += 1
 
     def _leave(self, slot: int, worker: Worker | None) -> None:
         """Let a worker end beside the storm; wait for the one before it."""
         before = self._leaving[slot]
         if before is not None:
-            self.results.append(before.result())
+            result = before.result()
+            if before not in self._heirs or _FENCED not in result.get("message", ""):
+                self.results.append(result)
         self._leaving[slot] = worker
 
 
