@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,14 +111,19 @@ class RealBroker:
 
         A consumer's own answer ends before the first open transaction, by default.
         """
+        found: dict[int, Place] = {}
+
+        def are_known() -> bool:
+            for each in sorted(self._topics()[topic].partitions):
+                if each not in found:
+                    at = TopicPartition(topic, each)
+                    found[each] = consumer.get_watermark_offsets(at, ANSWER_SECONDS)
+            return True
+
         everything = self._consumer(isolation_level="read_uncommitted")
         with closing(everything) as consumer:
-            return {
-                each: consumer.get_watermark_offsets(
-                    TopicPartition(topic, each), ANSWER_SECONDS
-                )
-                for each in sorted(self._topics()[topic].partitions)
-            }
+            wait_for(lambda: _unless_leaderless(are_known), f"the ends of {topic}")
+        return found
 
     def delete_records(self, topic: str, partition: int, before: int) -> None:
         """Delete a partition's records below an offset, as retention does."""
@@ -297,6 +302,26 @@ def _start(settings: str = "") -> BrokerProcess:
 
 def _dotted(settings: dict[str, Any]) -> dict[str, Any]:
     return {name.replace("_", "."): value for name, value in settings.items()}
+
+
+def _unless_leaderless(ask: Callable[[], bool]) -> bool:
+    """Ask; return False when a partition's leader is new, or gone for a moment.
+
+    A broker that stood still or is very busy is missed by its controller, which takes
+    its partitions away and gives them back when it answers again.
+    """
+    try:
+        return ask()
+    except KafkaException as error:
+        if error.args[0].code() not in _LEADERLESS:
+            raise
+        return False
+
+
+_LEADERLESS = (
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+)
 
 
 def _send(producer: Producer, topic: str, records: Records) -> list[Place]:
