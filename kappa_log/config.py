@@ -14,6 +14,7 @@ import re
 import tomllib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -331,7 +332,8 @@ class Config(BaseSettings):
 
 
 def load_config(
-    folder: Path | None = None, overrides: Mapping[str, Any] | None = None
+    folder: str | PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Config:
     """Gather all settings and check them.
 
@@ -341,10 +343,16 @@ def load_config(
         overrides: Dotted key → value, as given by flags; they win.
 
     Raises:
-        ConfigError: A file, variable or flag is wrong; the message names it, its
-            key, and what was probably meant.
+        ConfigError: There is no such folder, or a file, variable or flag is wrong; the
+            message names it, its key, and what was probably meant.
     """
-    start = (folder or Path.cwd()).absolute()
+    start = Path(folder or Path.cwd()).absolute()
+    if not start.is_dir():
+        msg = (
+            f"there is no folder {start}; give the one that {FILE_NAME} is in. Nothing "
+            "was opened"
+        )
+        raise ConfigError(msg)
     file = _find(start)
     base = file.parent if file else start
     has_examples = (base / "projections").is_dir()

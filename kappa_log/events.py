@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 from typing_extensions import override
 
+from kappa_log.errors import VerificationError
+
 Position = int
 """Place in the log: 1, 2, 3 … without holes, in commit order."""
 
@@ -50,8 +52,33 @@ def to_micros(moment: datetime) -> int:
 
 
 def from_micros(micros: int) -> datetime:
-    """Return the UTC datetime that lies this many microseconds after 1970."""
-    return _EPOCH + micros * _MICROSECOND
+    """Return the UTC datetime that lies this many microseconds after 1970.
+
+    Raises:
+        OverflowError: It is none of the years 1 to 9999.
+    """
+    try:
+        return _EPOCH + micros * _MICROSECOND
+    except OverflowError:
+        msg = f"the time {micros} µs after 1970 is outside the years 1 to 9999"
+        raise OverflowError(msg) from None
+
+
+def kept_instant(micros: int) -> datetime:
+    """Return `from_micros` of what a log holds.
+
+    Raises:
+        VerificationError: It is none of the years 1 to 9999, so nobody put it there
+            by this package.
+    """
+    try:
+        return from_micros(micros)
+    except OverflowError as error:
+        msg = (
+            f"{error}, so it is not what was recorded (kappa-log verify names the "
+            "place); nothing was changed"
+        )
+        raise VerificationError(msg) from None
 
 
 def in_utc(moment: datetime) -> datetime:

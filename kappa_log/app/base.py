@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
+from os import PathLike
 from typing import Any, Self
 
 from kappa_log import discovery
@@ -43,9 +43,11 @@ class Base:
 
     @classmethod
     def open(
-        cls, folder: Path | None = None, overrides: dict[str, Any] | None = None
+        cls,
+        folder: str | PathLike[str] | None = None,
+        overrides: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Return the log that a folder's configuration names."""
+        """Return the log that a configuration names; arguments as `load_config`."""
         return cls(config=load_config(folder, overrides))
 
     def close(self) -> None:

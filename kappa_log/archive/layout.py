@@ -8,14 +8,14 @@ log's own, under the same names; typed columns of payload fields may follow.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, date, datetime
+from datetime import date
 from hashlib import blake2b
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kappa_log.events import Position
+from kappa_log.events import Position, kept_instant
 
 VERSION = 1
 """Of the layout; an archive of a higher one is refused."""
@@ -92,8 +92,8 @@ def variant_of(columns: Sequence[Any], erasure_epoch: int) -> str:
 
 
 def day_of(recorded_at: int) -> date:
-    """Return the date of microseconds since 1970, in UTC."""
-    return datetime.fromtimestamp(recorded_at // 1_000_000, UTC).date()
+    """Return the date of microseconds since 1970, in UTC; errors: `kept_instant`."""
+    return kept_instant(recorded_at).date()
 
 
 def event_options(rows: int) -> dict[str, Any]:

@@ -81,7 +81,8 @@ class Store:
     """The files of one archive.
 
     Args:
-        url: A folder, or an address that ``pyarrow.fs.FileSystem.from_uri`` knows.
+        url: A folder, which may begin with ~, or an address that
+            ``pyarrow.fs.FileSystem.from_uri`` knows.
         base: Folder that a relative path is meant from.
 
     Raises:
@@ -94,11 +95,12 @@ class Store:
         """The address without secrets, for messages."""
         self.folder: Path | None = None
         """Where it lies; None in an object store."""
-        system, path = fs.LocalFileSystem(), str((base / url).absolute())
         if "://" in url:
             system, path = self._opened(url)
         else:
             self._check_folder(url)
+            system = fs.LocalFileSystem()
+            path = str((base / self._at_home(url)).absolute())
         if isinstance(system, fs.LocalFileSystem):
             self.folder = Path(path)
             if self.folder.exists() and not self.folder.is_dir():
@@ -127,6 +129,18 @@ class Store:
             )
             raise ArchiveError(msg) from error
         return system, path
+
+    def _at_home(self, url: str) -> Path:
+        """Return the path of a folder, which may begin with ~ as in a shell."""
+        try:
+            return Path(url).expanduser()
+        except RuntimeError:
+            msg = (
+                f"archive address {self.url!r}: whose home folder that is, is not "
+                f"known; write its path, or ./{self.url} for a folder of that name. "
+                "Nothing was changed"
+            )
+            raise UsageError(msg) from None
 
     def _check_folder(self, url: str) -> None:
         """Raise UsageError if an address was meant, or nothing."""

@@ -69,10 +69,11 @@ def sql(
     found = analysis.sql(sys.stdin.read() if query == "-" else query)
     if found is None:
         return
-    rows = Rows(analysis, found)
     if file is not None:
-        _write_parquet(rows, file)
-    elif as_json:
+        _write_parquet(Rows(analysis, found), file)
+        return
+    rows = Rows(analysis, _readable(found))
+    if as_json:
         for row in rows:
             output.print_json(output.to_json(dict(zip(rows.names, row, strict=True))))
     elif as_csv:
@@ -113,10 +114,76 @@ class Rows:
         """Yield the rows as plain values; JSON is passed through as it is."""
         for batch in self.batches():
             columns = [
-                [_plain(value, is_json=is_json) for value in column.to_pylist()]
+                [_plain(value, is_json=is_json) for value in _values(column)]
                 for column, is_json in zip(batch.columns, self._are_json, strict=True)
             ]
             yield from map(list, zip(*columns, strict=True))
+
+
+def _readable(found: DuckDBPyRelation) -> DuckDBPyRelation:
+    """Let DuckDB itself write what Python has no type for, as text or as JSON."""
+    columns = []
+    for number, (name, kind) in enumerate(zip(found.columns, found.types, strict=True)):
+        parts = set(_parts(kind))
+        column = f"#{number + 1}"
+        if parts <= _TEXTS:
+            column = f"CAST({column} AS VARCHAR)"
+        elif parts & (_TEXTS | _AS_JSON):
+            column = f"to_json({column})"
+        quoted = name.replace('"', '""')
+        columns.append(f'{column} AS "{quoted}"')
+    if all(column.startswith("#") for column in columns):
+        return found
+    return found.project(", ".join(columns))
+
+
+def _parts(kind: Any) -> Iterator[str]:
+    """Yield what a type of DuckDB is, and each type in it."""
+    yield kind.id
+    if kind.id in ("list", "array", "struct"):
+        for name, part in kind.children:
+            if name != "size":  # That of an array is a number.
+                yield from _parts(part)
+
+
+_TEXTS = frozenset(
+    {
+        "bignum",
+        "bit",
+        "geometry",
+        "interval",
+        "time with time zone",
+        "time_ns",
+        "timestamp_ns",
+    }
+)
+"""Python has a smaller type for them, or none."""
+
+_AS_JSON = frozenset({"map", "union", "variant"})
+
+
+def _values(column: Any) -> Sequence[Any]:
+    """Return a column's values; instants that Python has not, as DuckDB writes them."""
+    import duckdb
+    import pyarrow as pa
+
+    try:
+        found: list[Any] = column.to_pylist()
+    except OverflowError:  # Infinity, or no year of 1 to 9999.
+        table = pa.table({"v": column})
+        with duckdb.connect() as connection:
+            connection.execute("SET TimeZone = 'UTC'")
+            query = connection.from_arrow(table).project("CAST(v AS VARCHAR)")
+            texts = [text for (text,) in query.fetchall()]
+        found = [_value(*pair) for pair in zip(column, texts, strict=True)]
+    return found
+
+
+def _value(scalar: Any, text: str | None) -> Any:
+    try:
+        return scalar.as_py()
+    except OverflowError:
+        return text
 
 
 def _plain(value: Any, *, is_json: bool) -> Any:
@@ -196,6 +263,7 @@ def _csv_cell(value: Any) -> Any:
 
 def _write_parquet(rows: Rows, file: Path) -> None:
     """Write all rows to a file, which is there whole or not at all."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not file.absolute().parent.is_dir():
@@ -210,6 +278,12 @@ def _write_parquet(rows: Rows, file: Path) -> None:
                 count += batch.num_rows
                 writer.write_batch(batch)
         part.replace(file)
+    except pa.ArrowNotImplementedError as error:
+        msg = (
+            f"--parquet {file}: a column's type has no place in Parquet ({error}); "
+            "cast it, for instance to VARCHAR. Nothing was written."
+        )
+        raise click.UsageError(msg) from None
     finally:
         part.unlink(missing_ok=True)
     output.say(f"{file}: {output.plural(count, 'row')}")

@@ -104,6 +104,8 @@ def cell(value: object) -> str:
             return "yes" if value else "no"
         case int():
             return f"{value:,}"
+        case datetime(tzinfo=None):
+            text = value.isoformat(" ")
         case datetime():
             text = moment(value)
         case bytes():

@@ -15,7 +15,7 @@ import msgspec
 import sqlalchemy as sa
 
 from kappa_log.errors import StorageError
-from kappa_log.events import EventPage, Position, from_micros, to_micros
+from kappa_log.events import EventPage, Position, from_micros, kept_instant, to_micros
 from kappa_log.records import Lane, decode_headers
 from kappa_log.storage.bulk import insert_rows
 from kappa_log.storage.database import Database, driver_connection
@@ -326,7 +326,7 @@ _SOURCES = {name: name for name in EVENT_COLUMNS if name != "payload"} | {
 def _converted(name: str, values: Sequence[Any], *, is_sqlite: bool) -> Sequence[Any]:
     convert: Callable[[Any], Any] | None = None
     if name in ("event_time", "recorded_at"):
-        convert = from_micros if is_sqlite else _utc
+        convert = kept_instant if is_sqlite else _utc
     elif name == "headers":
         return [decode_headers(value) for value in values]
     elif name == "message_id":

@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from kappa_log.errors import StorageError, message_of
-from kappa_log.events import from_micros, in_utc, to_micros
+from kappa_log.events import in_utc, kept_instant, to_micros
 from kappa_log.fold import Projection, Rows
 from kappa_log.storage.builds import POSITION_COLUMN, Build, table_of
 from kappa_log.storage.database import Database, driver_connection
@@ -320,7 +320,7 @@ def _readers(kinds: list[str], *, is_sqlite: bool) -> list[tuple[int, Any]]:
             "bool": bool,
             "decimal": Decimal,
             "date": date.fromisoformat,
-            "datetime": from_micros,
+            "datetime": kept_instant,
         }
     return [(n, calls[kind]) for n, kind in enumerate(kinds) if kind in calls]
 

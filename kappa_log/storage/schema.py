@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from typing_extensions import override
 
-from kappa_log.events import from_micros, to_micros
+from kappa_log.events import kept_instant, to_micros
 
 REVISION = "0001"
 """The migration that makes these tables; the newest one."""
@@ -49,7 +49,7 @@ class Instant(sa.types.TypeDecorator[datetime]):
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> datetime | None:
         if value is None:
             return None
-        return from_micros(value if dialect.name == "sqlite" else to_micros(value))
+        return kept_instant(value if dialect.name == "sqlite" else to_micros(value))
 
 
 class Tables:

@@ -375,6 +375,37 @@ def test_sql_prints_a_table_or_json_or_csv(typed: Any) -> None:
     ]
 
 
+def test_sql_prints_each_type_that_duckdb_has(typed: Any) -> None:
+    """Also those that Python has not, and times that it cannot count to."""
+    values = {
+        "INTERVAL '1 year 2 days'": "1 year 2 days",
+        "TIMESTAMP_NS '2026-01-01 00:00:00.123456789'": "2026-01-01 00:00:00.123456789",
+        "TIMETZ '12:00:00+02'": "12:00:00+02",
+        "'101'::BIT": "101",
+        "MAP {'a': 1}": {"a": 1},
+        "union_value(n := 5)": {"n": 5},
+        "{'i': INTERVAL '1 day'}": {"i": "1 day"},
+        "[DATE '2026-01-01']": ["2026-01-01"],
+        "DATE '0044-03-15 (BC)'": "0044-03-15 (BC)",
+        "TIMESTAMP '20000-01-01'": "20000-01-01 00:00:00",
+        "TIMESTAMPTZ 'infinity'": "infinity",
+    }
+    query = "SELECT " + ", ".join(f'{value} AS "{value}"' for value in values)
+    assert json.loads(typed(query, "--json")[0]) == values
+    heading, row = csv.reader(io.StringIO(typed(query, "--csv")[0]))
+    assert heading == [*values]
+    assert row[:4] == [*values.values()][:4]
+    typed(query)
+
+    rows = typed(
+        "SELECT unnest(['infinity'::TIMESTAMP, '2026-01-01', NULL]) AS t, "
+        'to_days(2) AS "t" ORDER BY 1 DESC',
+        "--csv",
+    )[0].splitlines()
+    assert rows == ["t,t", "infinity,2 days", "2026-01-01T00:00:00,2 days", ",2 days"]
+    assert typed("SELECT TIMESTAMP '2026-01-01' AS t")[0].endswith(" 00:00:00\n")
+
+
 def test_sql_writes_parquet_whole_or_not_at_all(typed: Any, tmp_path: Path) -> None:
     """A query that fails halfway leaves what was there before."""
     file = tmp_path / "out.parquet"
@@ -392,6 +423,9 @@ def test_sql_writes_parquet_whole_or_not_at_all(typed: Any, tmp_path: Path) -> N
     assert [f for f in tmp_path.iterdir() if "parquet" in f.name] == [file]
     _, err = typed("SELECT 1", "--parquet", "nowhere/x.parquet", code=2)
     assert "its folder is not there" in err
+    _, err = typed("SELECT to_days(1) AS i", "--parquet", str(file), code=2)
+    assert "cast it, for instance to VARCHAR. Nothing was written." in err
+    assert file.read_bytes() == before
 
 
 def test_sql_reads_the_query_from_stdin_and_lists_views_without_one(

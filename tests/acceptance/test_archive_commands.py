@@ -214,6 +214,7 @@ def test_a_mistyped_address_is_told_from_an_archive_that_is_gone(
         ("s3//b/x", "Write s3://b/x,", 2),
         ("", "address is empty", 2),
         ("file", "that its manifest.json is in", 2),
+        ("~no-user/x", "whose home folder that is", 2),
         ("web", "Name another folder; it was left as it is", 4),
     ):
         told = [typed("verify", "--archive", url, code=code)]
@@ -223,6 +224,18 @@ def test_a_mistyped_address_is_told_from_an_archive_that_is_gone(
         assert all(said in one for one in told), (told, said)
         assert all("Nothing was" in one for one in told[1:2]), told
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_archive_may_lie_at_home(
+    typed: Type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No shell expands ~ in a configuration, nor behind a =."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    typed("export", "--to=~/kept")
+
+    assert (tmp_path / "home" / "kept" / "manifest.json").exists()
+    assert not (tmp_path / "~").exists()
 
 
 def test_a_plan_says_from_where_events_are_read(

@@ -54,9 +54,11 @@ def producing(world: World, chance: random.Random) -> Iterator[None]:
 
 
 _FENCED = "Static consumer fenced"
-"""What ends a static member when another joins under its name. A request to join that a
-killed member had sent may reach the broker after that of its heir, and fences it; such
-an heir is started again by whoever supervises it."""
+"""What ends a static member when another joins under its name; whoever supervises it
+starts it again. It may be fenced with no other there: one that slept for about its
+session's timeout joins anew while its old membership is still known (of 70 such sleeps
+3 ended so), and a request to join that a killed member had sent may reach the broker
+after that of its heir."""
 
 
 class Storm:
@@ -75,6 +77,7 @@ class Storm:
         self._leaving: list[Worker | None] = [None] * SLOTS
         self._heirs: set[Worker] = set()
         """Members whose namesake before them was killed."""
+        self._slept: set[Worker] = set()
         self.starts = 0
         self.results: list[dict[str, Any]] = []
         """Of those that ended in peace."""
@@ -82,9 +85,15 @@ class Storm:
             self._start(slot)
 
     def blow(self, seconds: float) -> None:
-        """Let members come and go for some time, then let all of them go."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        """Let members come and go for some time, then let all of them go.
+
+        It lasts until something was read: on a busy machine nobody is in the group for
+        long enough at first.
+        """
+        begin = time.monotonic()
+        while (passed := time.monotonic() - begin) < seconds or (
+            passed < 4 * seconds and not self._world.app.head().position
+        ):
             time.sleep(self._chance.uniform(0.2, 0.5))
             self._change(self._chance.randrange(SLOTS))
         for slot, worker in enumerate(self._slots):
@@ -106,6 +115,7 @@ class Storm:
         elif luck < 0.2:
             worker.signal(signal.SIGSTOP)
             self._asleep.add(slot)
+            self._slept.add(worker)
         else:
             self._slots[slot] = None
             if luck < 0.6:
@@ -131,7 +141,13 @@ class Storm:
         before = self._leaving[slot]
         if before is not None:
             result = before.result()
-            if before not in self._heirs or _FENCED not in result.get("message", ""):
+            if "error" in result:
+                result |= {
+                    "is_heir": before in self._heirs,
+                    "slept": before in self._slept,
+                }
+            may_be_fenced = before in self._heirs | self._slept
+            if not (may_be_fenced and _FENCED in result.get("message", "")):
                 self.results.append(result)
         self._leaving[slot] = worker
 
@@ -162,7 +178,8 @@ def test_a_storm_of_rebalances_loses_and_doubles_nothing(
             world.finish()
         faults = world.faults(reader.cursor)
 
-    assert [r for r in storm.results if "error" in r] == []
+    errors = [r for r in storm.results if "error" in r]
+    assert not errors, f"{errors}"
     assert faults == []
     assert storm.starts > 5
     assert len(storm.results) > 3

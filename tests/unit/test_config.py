@@ -99,6 +99,15 @@ def test_the_file_is_found_upwards_and_its_folder_counts(tmp_path: Path) -> None
     assert config.database.url == f"sqlite:///{tmp_path}/data/log.db"
 
 
+def test_the_folder_may_be_text_and_must_be_there(tmp_path: Path) -> None:
+    """A log that is not found must not become a new one somewhere else."""
+    write(tmp_path, '[database]\nurl = "sqlite:///x.db"')
+
+    assert load_config(str(tmp_path)) == load_config(tmp_path)
+    with pytest.raises(ConfigError, match=r"there is no folder .*/nowhere; give the"):
+        load_config(tmp_path / "nowhere")
+
+
 def test_kafka_keys_may_stand_without_quotes(tmp_path: Path) -> None:
     """TOML nests dotted keys; librdkafka's are flat."""
     config = load_config(write(tmp_path, '[kafka]\nbootstrap.servers = "b:9092"'))

@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kappa_log.events import EventPage, from_micros, in_utc, make_event, to_micros
+from kappa_log.errors import VerificationError
+from kappa_log.events import (
+    EventPage,
+    from_micros,
+    in_utc,
+    kept_instant,
+    make_event,
+    to_micros,
+)
 
 offsets = st.integers(-86_399, 86_399).map(lambda s: timezone(timedelta(seconds=s)))
 
@@ -34,6 +42,12 @@ def test_an_instant_is_read_back_or_refused(moment: datetime) -> None:
         assert from_micros(micros) == moment
 
     assert not refusal or "outside the years 1 to 9999" in refusal
+
+
+def test_an_instant_that_nobody_can_have_recorded_is_damage() -> None:
+    """It was written past this package; an error names it, and how to find it."""
+    with pytest.raises(VerificationError, match=r"the time 9+ µs .*kappa-log verify"):
+        kept_instant(999_999_999_999_999_999)
 
 
 @given(st.datetimes(timezones=offsets), st.datetimes(timezones=offsets))
