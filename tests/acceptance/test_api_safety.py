@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.pool import QueuePool
 
 from kappa_log import KappaLog, errors
 from kappa_log.config import load_config
@@ -409,6 +410,23 @@ def test_every_error_has_a_status() -> None:
             assert any(parent in STATUSES for parent in kind.__mro__), kind
             error = kind.__new__(kind)
             assert 400 <= status_of(error) <= 503
+
+
+def test_a_request_gives_its_connection_back(world: ApiWorld) -> None:
+    """SEED A24: also one that failed, on whichever side."""
+    world.script({"do": "raise", "message": "no"})
+    pool = world.log.database.engine.pool
+    assert isinstance(pool, QueuePool)
+
+    def asked(method: str, path: str) -> tuple[int, int]:
+        status = world.client.open(path, method=method).status_code
+        return status, pool.checkedout()
+
+    assert asked("GET", "/v1/failures") == (200, 0)
+    assert asked("GET", "/v1/failures/99") == (404, 0)
+    assert asked("POST", "/v1/failures/1/retry") == (422, 0)
+    execute(world.log, "ALTER TABLE kappa_log_events RENAME TO gone")
+    assert asked("GET", "/v1/events") == (500, 0)
 
 
 def test_a_database_that_fails_is_not_quoted(world: ApiWorld) -> None:

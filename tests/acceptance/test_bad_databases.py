@@ -11,9 +11,10 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.pool import QueuePool
 
 from kappa_log import Event, FieldOptions, KappaLog, projection
-from kappa_log.config import load_config
+from kappa_log.config import MIN_CONNECTIONS, load_config
 from kappa_log.errors import (
     ConfigError,
     DatabaseBusy,
@@ -299,7 +300,7 @@ def test_more_work_than_connections_names_the_setting(small: Database) -> None:
 
 
 def test_each_consumer_has_its_connections(database_url: str, tmp_path: Path) -> None:
-    """SEED G3: a pool for all that the listeners can use, and some more."""
+    """SEED G3, G4: a pool for all that the listeners can use, and some more."""
     settings = {
         "listeners": [
             {"topic": topic, "group_id": "g", "handler": "h:H", "max_concurrency": 7}
@@ -313,6 +314,31 @@ def test_each_consumer_has_its_connections(database_url: str, tmp_path: Path) ->
         with ExitStack() as held:
             for _ in range(app.database.pool_size):
                 held.enter_context(app.database.read())
+
+
+def test_a_setting_says_how_many_connections_there_are(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SEED G3: over what would be counted; SEED G6: closed, the log holds none."""
+    monkeypatch.setattr(storage, "BUSY_SECONDS", 0.05)
+    config = load_config(tmp_path, {"database.pool_size": MIN_CONNECTIONS})
+    app = KappaLog(database_url, config=config, projections=[])
+    app.create_database()
+    pool = app.database.engine.pool
+    assert isinstance(pool, QueuePool)
+
+    with ExitStack() as held:
+        for _ in range(MIN_CONNECTIONS):
+            held.enter_context(app.database.read())
+        with (
+            pytest.raises(DatabaseBusy, match=f"all {MIN_CONNECTIONS} connections"),
+            app.database.read(),
+        ):
+            pass
+    assert pool.checkedin() == MIN_CONNECTIONS
+
+    app.close()
+    assert pool.checkedin() == 0
 
 
 def test_a_server_without_connections_is_said_so(postgresql_url: str) -> None:

@@ -144,6 +144,46 @@ def test_what_around_consume_makes_of_bytes_is_kept() -> None:
     assert process_message(Passing, b"ada", decoder="bytes").outcome == "failed"
 
 
+CE = {"ce_id": "1", "ce_source": "s", "ce_type": "t", "ce_specversion": "1.0"}
+FORMATS = [
+    ("json", b'{"id": 5}', {}, {"id": 5}),
+    ("bytes", b'{"id": 5}', {}, b'{"id": 5}'),
+    ("cloudevents", b'{"id": 5}', CE, {"id": 5}),
+]
+
+
+@pytest.mark.parametrize(("decoder", "value", "headers", "wanted"), FORMATS)
+def test_consume_gets_what_the_format_decoded(
+    decoder: str, value: bytes, headers: dict[str, str], wanted: object
+) -> None:
+    """SEED H19, P15: by way of around_consume, with the same metadata; no text."""
+    around: list[Any] = []
+    got: list[Any] = []
+
+    class Noting(Handler):
+        @override
+        def around_consume(self, payload: Any, metadata: Any, proceed: Any) -> object:
+            around.extend((payload, metadata))
+            return proceed(payload)
+
+        @override
+        def consume(self, payload: Any, metadata: Any) -> object:
+            got.extend((payload, metadata))
+            return ack("a", None)
+
+    done = process_message(
+        Noting, value, key="k", headers=headers, decoder=decoder, dedupe="offset"
+    )
+
+    assert done.outcome == "acked"
+    (payload, metadata) = got
+    assert (payload["data"] if decoder == "cloudevents" else payload) == wanted
+    assert around == got
+    assert around[1] is metadata
+    assert (metadata.key, metadata.topic, metadata.offset) == (b"k", "test-topic", 0)
+    assert [name for name, _ in metadata.headers] == list(headers)
+
+
 def test_a_handler_that_cannot_work_is_told_before_anything(tmp_path: Path) -> None:
     """As `consume` and `doctor` would."""
     with pytest.raises(ConfigError, match="has no method consume"):

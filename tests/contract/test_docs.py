@@ -64,7 +64,10 @@ def test_every_setting_is_in_the_readme(setting: str) -> None:
 
 
 def test_what_init_writes_shows_every_setting_with_its_default() -> None:
-    """SEED X1, X6 to X9: an example of all there is; who uncomments a line is safe."""
+    """An example of all there is; who uncomments a line is safe.
+
+    SEED G7, X1, X6 to X9.
+    """
     written = tomllib.loads(COMMENTED.sub("", TEMPLATE))
     Config(**written)
     (listener,) = written["listeners"]

@@ -13,7 +13,7 @@ import pytest
 from confluent_kafka import KafkaError
 
 from kappa_log.errors import SourceError
-from kappa_log.kafka import consume
+from kappa_log.kafka import client, consume
 from kappa_log.kafka.cluster import Cluster
 from support.kafka_broker import RealBroker
 from support.mock_broker import Api, MockBroker
@@ -207,12 +207,42 @@ def test_topics_that_may_not_be_seen_are_not_asked_for_again(world: World) -> No
 )
 def test_offsets_are_asked_for_again(world: World, error: int) -> None:
     """A topic that was just made has its leaders in a moment."""
+    wanted = {(world.shop.topic, 0), (world.shop.topic, 1)}
+    world.broker.fail(Api.LIST_OFFSETS, error, error)
+    assert Cluster(world.shop.app.config).spans(wanted).keys() == wanted
     world.produce()
     world.broker.fail(Api.LIST_OFFSETS, *[error] * 4)
 
     world.shop.consume()
 
     world.check()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+    ],
+)
+def test_a_leader_that_stays_away_is_told_in_the_end(
+    world: World, error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offsets are asked for again until time is up, and no longer."""
+    monkeypatch.setattr(client, "SECONDS", 0.5)
+    cluster = Cluster(world.shop.app.config)
+    at = (world.shop.topic, 0)
+    world.broker.fail(Api.LIST_OFFSETS, *[error] * 500)
+    before = world.broker.requests(Api.LIST_OFFSETS)
+
+    with pytest.raises(SourceError, match="gives no answer about offsets"):
+        cluster.spans([at])
+
+    assert world.broker.requests(Api.LIST_OFFSETS) > before + 1
+    world.broker.forgive(Api.LIST_OFFSETS)
+    assert cluster.spans([at])[at].low == 0
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,34 @@ def test_each_outcome_is_told_in_the_order_of_old(
     assert names(told, 4) == [CHECK, ACTION, SKIPPED, AROUND]
 
 
+@on_both
+def test_an_error_and_its_next_attempt_are_told_in_the_order_of_old(
+    orders: Poisoned, told: list[Notice]
+) -> None:
+    """SEED P14: the error, that it is tried again, the attempt, then its batch."""
+    orders.read(("d", BOOM), attempt=0)
+    orders.fix()
+    orders.read(("d", BOOM), attempt=1)
+
+    assert [n.name for n in told] == [
+        *(CHECK, ACTION, "record_retried", AROUND),
+        *(CHECK, ACTION, ACKED, AROUND, "batch_committed"),
+    ]
+
+
+def test_a_batch_is_told_with_where_it_was(
+    orders: Poisoned, told: list[Notice]
+) -> None:
+    """SEED P9: listener, partition, and how many records of it became what."""
+    orders.read(("a", {"n": 1}), ("b", {"n": 2, "do": "skip"}), partition=3)
+
+    (lane,) = told[-1].payload["lanes"]
+    assert told[-1].name == "batch_committed"
+    assert (lane["topic"], lane["partition"]) == ("orders", 3)
+    assert (lane["listener_id"], lane["group_id"]) == ("billing-orders", "billing")
+    assert (lane["counts"]["acked"], lane["counts"]["skipped"]) == (1, 1)
+
+
 def test_each_payload_has_the_keys_of_old(orders: Poisoned, told: list[Notice]) -> None:
     """SEED I2: checksum and metadata; of what raised, the exception too."""
     orders.read(("a", {"n": 1}))

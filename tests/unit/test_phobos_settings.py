@@ -40,6 +40,9 @@ producer:
   ack_timeout: 5
   required_acks: all
   compression_codec: null
+  max_queue_size: 1000
+  delivery_threshold: 1
+  delivery_interval: 2
   persistent_connections: true
 consumer:
   session_timeout: 30
@@ -139,7 +142,10 @@ def test_what_there_is_a_setting_for_is_set(tmp_path: Path) -> None:
 def test_what_there_is_no_setting_for_is_listed_with_the_reason(
     tmp_path: Path,
 ) -> None:
-    """Nothing is left out in silence, not even what nobody knows."""
+    """Nothing is left out in silence, not even what nobody knows.
+
+    SEED L14, P1, P4.
+    """
     made = written(tmp_path, EXAMPLE)
 
     for key, reason in {
@@ -149,6 +155,9 @@ def test_what_there_is_no_setting_for_is_listed_with_the_reason(
         "listeners[1].colour": "no key of Phobos that is known",
         "statsd": "no key of Phobos that is known",
         "kafka.partitioner": "consistent_random",
+        "producer.max_queue_size = 1000": "one queue: max_buffer_size",
+        "producer.delivery_threshold = 1": "linger.ms",
+        "producer.delivery_interval = 2": "linger.ms",
         "producer.persistent_connections = true": "librdkafka keeps its connections",
         'logger.file = "log/phobos.log"': "logs go to stderr",
     }.items():
