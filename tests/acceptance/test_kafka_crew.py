@@ -22,7 +22,7 @@ from typing_extensions import override
 from kappa_log import Handler
 from kappa_log.cli import run
 from kappa_log.decoders import registry
-from kappa_log.errors import ConfigError, RegistryUnavailable
+from kappa_log.errors import ConfigError, HandlerError, RegistryUnavailable
 from kappa_log.kafka import client
 from kappa_log.telemetry.notices import NAMES, Notice, subscribe
 from support.kafka_broker import RealBroker
@@ -163,6 +163,31 @@ OF_RUNS = {name for name in NAMES if name.startswith(("handler_", "listener_"))}
     "run_stopping",
     "retry_aborted",
 }
+
+
+def test_what_did_not_happen_is_not_told(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listener that never began has not stopped; at its end it was not asked to."""
+    publish(shop, 1)
+    told: list[str] = []
+
+    def start(_: Handler) -> None:
+        msg = "no settings"
+        raise RuntimeError(msg)
+
+    with subscribe("*", lambda notice: told.append(notice.name)):
+        with monkeypatch.context() as patch:
+            patch.setattr(Handler, "start", start)
+            with pytest.raises(HandlerError, match="no settings"):
+                shop.consume()
+        assert OF_RUNS.intersection(told) == {"run_stopping"}
+        shop.consume()
+
+    assert [name for name in told if name in OF_RUNS - {"run_stopping"}] == [
+        *("handler_started", "listener_started"),
+        *("handler_stopped", "listener_stopped"),
+    ]
 
 
 @pytest.mark.parametrize(("most", "crashes"), [(0, 1), (1, 2)])

@@ -79,5 +79,8 @@ def test_lists_are_read_from_an_index_of_their_own(orders: Poisoned) -> None:
         assert found
         for plan in found:
             assert f"kappa_log_{index}" in plan
+            assert (
+                index != "events_entity" or "entity_id" in plan
+            )  # By it, not past it.
             assert "Sort" not in plan
             assert "TEMP B-TREE" not in plan

@@ -78,10 +78,10 @@ def test_each_outcome_is_told_in_the_order_of_old(
 
 
 @on_both
-def test_an_error_and_its_next_attempt_are_told_in_the_order_of_old(
+def test_an_error_is_told_then_its_next_attempt_then_the_batch(
     orders: Poisoned, told: list[Notice]
 ) -> None:
-    """SEED P14: the error, that it is tried again, the attempt, then its batch."""
+    """SEED P14: when it is tried again is told before the wait, not after it."""
     orders.read(("d", BOOM), attempt=0)
     orders.fix()
     orders.read(("d", BOOM), attempt=1)
