@@ -4,6 +4,9 @@ Each view stands on a relation that is read when a query scans it: only the colu
 that the query names, and of the events only the positions that its conditions leave.
 Nothing is copied before, and the log's database is read by the log's own driver.
 
+Of an archive in a folder, each file is proved before a query reads it; once, while
+nobody touches it.
+
 The connection is shut in: it reads no files, loads no extensions, sees no variables
 of Python, and its settings are locked. What a query makes is gone with it.
 """
@@ -13,7 +16,9 @@ from __future__ import annotations
 import functools
 import operator
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import duckdb
@@ -23,6 +28,7 @@ import pyarrow.dataset as ds
 from pyarrow import fs
 from typing_extensions import override
 
+from kappa_log.archive.fields import KINDS, Extractor
 from kappa_log.arrow import TYPES, array
 from kappa_log.errors import ArchiveError, KappaLogError, UsageError
 from kappa_log.events import Position
@@ -39,6 +45,7 @@ from kappa_log.storage.database import Database
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation
 
+    from kappa_log.archive.manifest import PayloadColumn
     from kappa_log.archive.reader import Archive
 
 MAX_SPANS = 256
@@ -168,6 +175,18 @@ class Analysis:
             found.setdefault(view, {})[column] = kind
         return [View(name, columns) for name, columns in found.items()]
 
+    def statements(self, text: str) -> list[str]:
+        """Return the kinds of the statements in a text, as DuckDB names them.
+
+        Raises:
+            UsageError: DuckDB cannot read it; the message is DuckDB's.
+        """
+        try:
+            found = self.connection.extract_statements(text)
+        except duckdb.Error as error:
+            raise self.error(error) from error
+        return [statement.type.name for statement in found]
+
     def sql(self, query: str) -> DuckDBPyRelation | None:
         """Return what a query comes to, computed when it is fetched.
 
@@ -186,14 +205,22 @@ class Analysis:
         for lazy in self._lazy:
             if isinstance(lazy.failed, KappaLogError):
                 return lazy.failed
+        if str(error).startswith("Catalog Error: Table"):
+            names = ", ".join(view.name for view in self.views())
+            # It guesses among DuckDB's own tables, too.
+            said = re.sub(r'\nDid you mean "pg_.*"\?', "", str(error))
+            return UsageError(f"{said}\n\nThe views are: {names}.")
         return UsageError(str(error))
 
 
 class ArchivedEvents:
-    """The events of an archive's files, and past its end those of the database."""
+    """The events of an archive's files, and past its end those of the database.
+
+    The archive's typed columns of payload fields are there, too; of the events past its
+    end they are made when they are read.
+    """
 
     name = EventSource.name
-    schema = EventSource.schema
 
     def __init__(
         self, archive: Archive, rest: EventSource, sources: Mapping[int, str]
@@ -209,22 +236,63 @@ class ArchivedEvents:
         self._rest = rest
         self._sources = sources
         self.head = rest.head
+        self._typed = {column.name: column for column in archive.manifest.columns}
+        self.schema: pa.Schema = EventSource.schema
+        for name, column in self._typed.items():
+            self.schema = self.schema.append(pa.field(name, _type_of(column)))
 
     def batches(self, names: Sequence[str], spans: Iterable[Span]) -> Batches:
         """Yield some columns of the events in spans (after, upto] of positions.
 
         Raises:
-            ArchiveError: A file cannot be read.
+            ArchiveError: A file cannot be read, or is not what was written.
         """
         end, found = self._archive.manifest.position, list(spans)
         kept = [(after, min(upto, end)) for after, upto in found if after < end]
         try:
+            self._prove(kept)
             yield from self._archived(names, kept)
         except (OSError, pa.ArrowException) as error:
             msg = f"the archive at {self._archive.store.url} cannot be read: {error}"
             raise ArchiveError(msg) from error
         rest = [(max(after, end), upto) for after, upto in found if upto > end]
-        yield from self._rest.batches(names, rest)
+        yield from self._live(names, rest)
+
+    def _prove(self, spans: Sequence[Span]) -> None:
+        """Prove all files of some positions; two at a time: hashing frees the lock."""
+        segments = self._archive.manifest.segments
+        touched = {
+            segment.path: segment
+            for after, upto in spans
+            for segment in segments[
+                bisect_left(segments, after + 1, key=lambda s: s.last) : bisect_right(
+                    segments, upto, key=lambda s: s.first
+                )
+            ]
+        }
+        with ThreadPoolExecutor(2, "prove") as threads:
+            for _ in threads.map(self._archive.store.check_untouched, touched.values()):
+                pass
+
+    def _live(self, names: Sequence[str], spans: Sequence[Span]) -> Batches:
+        """Yield columns of the events that the archive lacks."""
+        typed = [name for name in names if name in self._typed]
+        if not typed:
+            yield from self._rest.batches(names, spans)
+            return
+        extractor = Extractor([self._typed[name] for name in typed])
+        wanted = [name for name in names if name not in self._typed]
+        also = [name for name in ("topic", "payload") if name not in wanted]
+        schema = pa.schema([self.schema.field(name) for name in names])
+        for batch in self._rest.batches([*wanted, *also], spans):
+            topics, texts = (
+                batch["topic"].to_pylist(),
+                batch["payload"].storage.to_pylist(),
+            )
+            found = zip(typed, extractor.arrays(topics, texts), strict=True)
+            made = {name: self._column(name, column) for name, column in found}
+            arrays = [made[name] if name in made else batch[name] for name in names]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     def _archived(self, names: Sequence[str], spans: Sequence[Span]) -> Batches:
         if not spans:
@@ -243,12 +311,16 @@ class ArchivedEvents:
         """Return a column of a file as the view has it."""
         if name == "source":
             column = pa.array([self._sources[number] for number in column.to_pylist()])
-        elif name == "payload":
+        elif self.schema.field(name).type == TYPES["json"]:
             column = pa.ExtensionArray.from_storage(TYPES["json"], column)
         elif name in ("headers", "message_id"):
             kind = "hex" if name == "message_id" else name
             column = array(kind, column.to_pylist(), is_sqlite=False)
         return column
+
+
+def _type_of(column: PayloadColumn) -> pa.DataType:
+    return TYPES["json"] if column.type == "json" else KINDS[column.type][1]
 
 
 def _joined(spans: Sequence[Span]) -> list[Span]:

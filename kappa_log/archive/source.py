@@ -32,6 +32,7 @@ from kappa_log.archive.layout import EVENTS
 from kappa_log.archive.manifest import Segment
 from kappa_log.archive.reader import Archive
 from kappa_log.archive.scan import OpenSegment
+from kappa_log.archive.store import identity
 from kappa_log.errors import ArchiveDiverged, ArchiveError
 from kappa_log.events import EventPage, FileSpan, Position, from_micros
 from kappa_log.fold import Projection
@@ -167,24 +168,16 @@ class _SegmentFile:
         Raises:
             ArchiveDamaged: It is missing, or not what was written.
         """
-        if self._proof.result() != self._identity():
+        if self._proof.result() != identity(self._path):
             self._proof = self._source.submit(self._prove)
             self._proof.result()
         return str(self._path)
 
     def _prove(self) -> Any:
         """Return what it was when it was proved; in the source's thread."""
-        found = self._identity()
+        found = identity(self._path)
         self._source.prove(self._index)
         return found
-
-    def _identity(self) -> tuple[int, ...] | None:
-        """Return what changes when somebody else writes; None if it is missing."""
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class _Group:

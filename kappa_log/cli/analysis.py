@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import islice
@@ -66,20 +67,50 @@ def sql(
     if query is None:
         _print_views(analysis, as_json=as_json)
         return
-    found = analysis.sql(sys.stdin.read() if query == "-" else query)
-    if found is None:
-        return
+    text = sys.stdin.read() if query == "-" else query
+    _check_that_it_asks(analysis, text)
+    found = analysis.sql(text)
+    assert found is not None, "it has rows"
     if file is not None:
         _write_parquet(Rows(analysis, found), file)
         return
     rows = Rows(analysis, _readable(found))
     if as_json:
+        names = _distinct(rows.names)
         for row in rows:
-            output.print_json(output.to_json(dict(zip(rows.names, row, strict=True))))
+            output.print_json(output.to_json(dict(zip(names, row, strict=True))))
     elif as_csv:
         _print_csv(rows)
     else:
         _print_table(rows, limit)
+
+
+def _check_that_it_asks(analysis: Analysis, text: str) -> None:
+    """Refuse what has no rows at its end: what it made would be gone with the command.
+
+    Raises:
+        UsageError: DuckDB cannot read the text.
+    """
+    statements = analysis.statements(text)
+    if not statements:
+        msg = "the query is empty; without one, the views and their columns are listed."
+        raise click.UsageError(msg)
+    if statements[-1] in _ROWLESS:
+        msg = (
+            f"{statements[-1]} asks for no rows. What a query makes is gone with it, "
+            "and the log cannot be written by SQL. Nothing was done."
+        )
+        raise click.UsageError(msg)
+
+
+_ROWLESS = frozenset(
+    {
+        *("ALTER", "ANALYZE", "ATTACH", "COPY", "COPY_DATABASE", "CREATE", "DELETE"),
+        *("DETACH", "DROP", "EXPORT", "INSERT", "LOAD", "MERGE_INTO", "PREPARE", "SET"),
+        *("TRANSACTION", "UPDATE", "VACUUM", "VARIABLE_SET"),
+    }
+)
+"""Kinds of statements, as DuckDB names them."""
 
 
 class Rows:
@@ -100,15 +131,22 @@ class Rows:
         """
         import duckdb
 
-        try:
-            reader = self._found.to_arrow_reader(BATCH_ROWS)
-            yield reader.schema.empty_table().combine_chunks()
-            yield from reader
-        except duckdb.Error as error:
-            raise self._analysis.error(error) from error
-        except OSError as error:
-            # Arrow passes on what DuckDB says, as one of its own.
-            raise self._analysis.error(duckdb.Error(str(error))) from error
+        # DuckDB works in a thread of its own: here it would not see a Ctrl-C.
+        with ThreadPoolExecutor(1, "sql") as thread:
+            try:
+                work = thread.submit(self._found.to_arrow_reader, BATCH_ROWS)
+                reader = work.result()
+                yield reader.schema.empty_table().combine_chunks()
+                while (batch := thread.submit(next, reader, None).result()) is not None:
+                    yield batch
+            except duckdb.Error as error:
+                raise self._analysis.error(error) from error
+            except OSError as error:
+                # Arrow passes on what DuckDB says, as one of its own.
+                raise self._analysis.error(duckdb.Error(str(error))) from error
+            finally:
+                # Who wants no more need not wait until DuckDB has found it.
+                self._analysis.connection.interrupt()
 
     def __iter__(self) -> Iterator[list[Any]]:
         """Yield the rows as plain values; JSON is passed through as it is."""
@@ -118,6 +156,17 @@ class Rows:
                 for column, is_json in zip(batch.columns, self._are_json, strict=True)
             ]
             yield from map(list, zip(*columns, strict=True))
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Return names that are not there twice, as members of an object must be."""
+    found: list[str] = []
+    for name in names:
+        number, new = 1, name
+        while new in found:
+            new, number = f"{name}_{number}", number + 1
+        found.append(new)
+    return found
 
 
 def _readable(found: DuckDBPyRelation) -> DuckDBPyRelation:
@@ -261,13 +310,28 @@ def _csv_cell(value: Any) -> Any:
             return output.to_json(value).strip('"')
 
 
+def _is_parquet(file: Path) -> bool:
+    with file.open("rb") as found:
+        return found.read(4) in (b"PAR1", b"")
+
+
 def _write_parquet(rows: Rows, file: Path) -> None:
-    """Write all rows to a file, which is there whole or not at all."""
+    """Write all rows to a file, which is there whole or not at all.
+
+    Of files that are there, only Parquet is replaced: a name that was mistyped may be
+    that of the log's own database.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not file.absolute().parent.is_dir():
         msg = f"--parquet {file}: its folder is not there."
+        raise click.UsageError(msg)
+    if file.exists() and not _is_parquet(file):
+        msg = (
+            f"--parquet {file}: a file that is no Parquet is there. Give another name, "
+            "or remove it. Nothing was written."
+        )
         raise click.UsageError(msg)
     part = file.with_name(f".{file.name}.{os.getpid()}")
     count = 0

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from kappa_log.analysis import matching_spans
 from kappa_log.cli import run
 from kappa_log.errors import StorageError
 from kappa_log.storage.arrow import EVENTS_SCHEMA, EventSource
+from support.kafka_process import ANSWER_SECONDS, wait_for
 from support.logs import FIELDS, append, open_log
 
 BIG = 18_446_744_073_709_551_616
@@ -143,12 +145,51 @@ def test_an_archive_is_read_as_far_as_it_reaches(log: KappaLog, tmp_path: Path) 
     seen = [fetched(log, query) for query in queries]
 
     shutil.rmtree(tmp_path / "archive" / "events")
-    with pytest.raises(duckdb.Error, match="cannot be read"):
+    with pytest.raises(duckdb.Error, match="it is missing"):
         fetched(log, queries[0])
     shutil.rmtree(tmp_path / "archive")
 
     assert seen == [fetched(log, query) for query in queries]
     assert seen[1] == [{"n": 4, "r": 0}]
+
+
+def test_a_file_that_is_not_what_was_written_is_not_queried(
+    log: KappaLog, tmp_path: Path
+) -> None:
+    """Not at first, nor when it was changed after it had been proved."""
+    log.export()
+    query = "SELECT md5(string_agg(payload, '' ORDER BY position)) AS h FROM events"
+    (good,) = fetched(log, query)
+    (file,) = (tmp_path / "archive" / "events").glob("*/*.parquet")
+    data = file.read_bytes()
+
+    for place in range(8, len(data), len(data) // 20):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        with pytest.raises(duckdb.Error, match="its hash differs"):
+            fetched(log, query)
+    file.write_bytes(data)
+    assert fetched(log, query) == [good]
+
+
+def test_typed_columns_are_queried_past_the_archive_too(
+    log: KappaLog, tmp_path: Path
+) -> None:
+    """Those of its files, and those made of what only the database has, are alike."""
+    columns = ["n:int", "n:decimal", "at:timestamp", "id:json"]
+    for number, declared in enumerate(columns):
+        name = f"things.{declared.partition(':')[0]}"
+        query = f'SELECT position, "{name}" AS v, topic FROM events ORDER BY 1'
+        log.export(columns=[f"things.{declared}"])
+        at = f"2026-01-0{number + 1}T00:00:00Z"
+        more = [{"id": f"new-{number}", "n": number, "at": at}]
+        append(log, tmp_path / f"{number}.jsonl", more)
+        seen = fetched(log, query)
+        log.export()
+        assert seen == fetched(log, query)
+        assert sum(row["v"] is not None for row in seen) > 1
+    assert fetched(log, "SELECT max(\"things.id\"->>'$') AS m FROM events") == [
+        {"m": "new-3"}
+    ]
 
 
 def test_the_rows_of_a_projection_are_there_by_its_name(log: KappaLog) -> None:
@@ -420,12 +461,35 @@ def test_sql_writes_parquet_whole_or_not_at_all(typed: Any, tmp_path: Path) -> N
     )
     assert "Could not convert string 'ada'" in err
     assert file.read_bytes() == before
+    other = tmp_path / "other"
+    other.write_text("mine")
+    _, err = typed("SELECT 1", "--parquet", str(other), code=2)
+    assert "no Parquet is there" in err
+    assert other.read_text() == "mine"
     assert [f for f in tmp_path.iterdir() if "parquet" in f.name] == [file]
     _, err = typed("SELECT 1", "--parquet", "nowhere/x.parquet", code=2)
     assert "its folder is not there" in err
     _, err = typed("SELECT to_days(1) AS i", "--parquet", str(file), code=2)
     assert "cast it, for instance to VARCHAR. Nothing was written." in err
     assert file.read_bytes() == before
+
+
+@pytest.mark.usefixtures("typed")
+def test_a_query_ends_by_ctrl_c(tmp_path: Path) -> None:
+    """DuckDB does not hear of it by itself; nothing is left of the file."""
+    (tmp_path / "out").mkdir()
+    forever = "range(10000000000000) a WHERE a.range < 50000"
+    command = [sys.executable, "-m", "kappa_log", "sql", f"FROM {forever}"]
+    with subprocess.Popen(
+        [*command, "--parquet", "out/n.parquet"], stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            wait_for(lambda: [*(tmp_path / "out").iterdir()], "the file to be begun")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(ANSWER_SECONDS) == 130
+        finally:
+            process.kill()
+    assert not [*(tmp_path / "out").iterdir()]
 
 
 def test_sql_reads_the_query_from_stdin_and_lists_views_without_one(
@@ -449,8 +513,19 @@ def test_sql_reads_the_query_from_stdin_and_lists_views_without_one(
 def test_what_duckdb_refuses_is_said_in_its_words(typed: Any) -> None:
     """It knows best what is wrong; no trace, exit code 2."""
     assert "syntax error" in typed("SELEC 1", code=2)[1]
-    assert "Table with name nothing does not" in typed("FROM nothing", code=2)[1]
+    _, err = typed("FROM knds", code=2)
+    assert "Table with name knds does not" in err
+    assert "The views are: events, failures, checkpoints, duplicates, kinds." in err
     assert '"nope" not found' in typed("SELECT nope FROM events", code=2)[1]
+
+
+def test_what_asks_for_nothing_is_refused(typed: Any) -> None:
+    """What it made would be gone with the command; a step on the way may make it."""
+    for query in ("DROP VIEW events", "VACUUM", "CREATE TABLE t (n INT)", "SET x = 1"):
+        assert "asks for no rows" in typed(query, code=2)[1]
+    assert "the query is empty" in typed(" ; -- nothing", code=2)[1]
+    script = "CREATE TEMP TABLE t AS FROM events; SELECT count(*) AS n, 7 AS n FROM t"
+    assert typed(script, "--json")[0] == '{"n":3,"n_1":7}\n'
 
 
 def test_one_form_of_output_at_a_time(typed: Any) -> None:
