@@ -36,19 +36,24 @@ def import_phobos(
     Stop its consumers first. A run that was interrupted goes on where it was, and
     each run compares all that was imported with the old rows.
     """
-    with output.Meter() as meter:
+    try:
+        with output.Meter() as meter:
 
-        def show(progress: PhobosProgress) -> None:
-            meter.update(
-                progress.phase,
-                progress.done,
-                progress.total,
-                output.plural(progress.done, "row"),
+            def show(progress: PhobosProgress) -> None:
+                meter.update(
+                    progress.phase,
+                    progress.done,
+                    progress.total,
+                    output.plural(progress.done, "row"),
+                )
+
+            report = app.import_phobos(
+                url, source=source, dry_run=dry_run, on_progress=show
             )
-
-        report = app.import_phobos(
-            url, source=source, dry_run=dry_run, on_progress=show
-        )
+    except KeyboardInterrupt as stop:
+        (state, *_) = getattr(stop, "__notes__", ["nothing was imported"])
+        output.say(f"\nInterrupted; {state}.")
+        raise
     if as_json:
         output.print_json(output.to_json(report))
     else:
@@ -76,6 +81,7 @@ def _print_table(found: TableReport, *, dry_run: bool) -> None:
         f"{found.table}: {would} {output.plural(found.rows, 'row')} as "
         f"{output.safe(found.source)}; {found.before:,} were there before"
     )
+    _print_odd(found, dry_run=dry_run)
     if dry_run:
         return
     if found.rows:
@@ -89,3 +95,20 @@ def _print_table(found: TableReport, *, dry_run: bool) -> None:
         )
     settled = f", {found.settled:,} settled since" if found.settled else ""
     output.line(f"  {output.plural(found.compared, 'row')} compared equal{settled}")
+
+
+def _print_odd(found: TableReport, *, dry_run: bool) -> None:
+    """Say which rows are kept in another way than people may think."""
+    if found.not_utf8.rows:
+        rows = output.plural(found.not_utf8.rows, "payload")
+        where = "value" if found.table == "failures" else "raw"
+        output.line(
+            f"  {rows} no UTF-8, kept byte for byte as {where}: rows {found.not_utf8}"
+        )
+    if found.no_events.rows:
+        rows = output.plural(found.no_events.rows, "row")
+        become = "would become" if dry_run else "became"
+        output.line(
+            f"  {rows} that cannot be an event here {become} a failure: "
+            f"rows {found.no_events}"
+        )

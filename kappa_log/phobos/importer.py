@@ -3,19 +3,22 @@
 Each old row is a record: its source is named after the old database and table, its
 partition is 0, its offset the old id. Rows come in the order of their ids, through the
 transaction that all records come through: with positions, chain, ledger and offsets.
-So a kill costs one batch, and the same command goes on after the last row that is in
+A row of the ledger is of one topic and group and of positions that adjoin, so those of
+a batch that were kept within an hour come topic by topic and group by group: else rows
+that take turns would cost a row of the ledger each. So a kill costs one batch, and the same command goes on after the last row that is in
 the log. An event has the identity that the same Kafka message would have: when its
 topic is read later, what was imported is recognised.
 
 What is kept of a row: topic, group, entity, time, type, version and its checksum (MD5,
 of the old system's own encoding); `created_at` as the time it was recorded, never
-falling with the position; of a failure its error and metadata too. A row that the log
+falling with the position; of a failure its error and metadata too. A payload that is
+no strict JSON becomes a JSON string, and its bytes are kept in `raw`. A row that the log
 cannot keep as an event becomes a failure; one that repeats a message a duplicate.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +30,7 @@ import msgspec
 
 from kappa_log import chain
 from kappa_log.backtrace import BACKTRACE_BYTES, storable
-from kappa_log.codec import Decoded, decode_json
+from kappa_log.codec import Decoded, decode_json, made
 from kappa_log.decide import (
     Acked,
     Decided,
@@ -38,7 +41,13 @@ from kappa_log.decide import (
     received,
 )
 from kappa_log.effects import Effects
-from kappa_log.errors import DatabaseBusy, DecodeError, KappaLogError, SourceDiverged
+from kappa_log.errors import (
+    DatabaseBusy,
+    DecodeError,
+    KappaLogError,
+    SourceDiverged,
+    SourceError,
+)
 from kappa_log.events import Header, to_micros
 from kappa_log.handler import Ack, FieldHandler, FieldOptions, ack
 from kappa_log.ingest import MAX_RERUNS, Clock, Committed, commit_decided
@@ -53,13 +62,40 @@ from kappa_log.storage.phobos import OldDatabase, OldRow
 BATCH_ROWS = 500
 """Rows a transaction, and in memory."""
 
+WINDOW_MICROS = 3_600_000_000
+"""Within this time, by `created_at`, order across topics and groups may give way: so
+`recorded_at`, which never falls, is at most that much later than it was."""
+
 UNKNOWN = 0
 """When a row was kept that does not say it: 1970, which the API shows as null."""
 
 SHOWN = 5
+"""Ids that are named of rows that have something in common."""
+
+MAX_TRIES = 1_000_000_000
+"""More are not believed."""
 
 _READER = ledger.Reader("payload", None)
 _NOTHING_SAID = Ack(None, None, None, None)
+
+
+class Odd(msgspec.Struct):
+    """Rows that have something in common that people should know."""
+
+    rows: int = 0
+    ids: list[int] = []
+    """The first few."""
+
+    def add(self, row: int) -> None:
+        """Count one more."""
+        self.rows += 1
+        if len(self.ids) < SHOWN:
+            self.ids.append(row)
+
+    def __str__(self) -> str:
+        """Return the ids, and how many are left out."""
+        more = self.rows - len(self.ids)
+        return ", ".join(map(str, self.ids)) + (f" and {more:,} more" if more else "")
 
 
 class TableReport(msgspec.Struct):
@@ -78,6 +114,10 @@ class TableReport(msgspec.Struct):
     """Rows whose old checksum is that of their payload."""
     unproved: int = 0
     """Rows with another checksum: made of a payload in another form, or damaged."""
+    not_utf8: Odd = msgspec.field(default_factory=Odd)
+    """Rows whose payload is no UTF-8: an event's bytes are in its `raw`."""
+    no_events: Odd = msgspec.field(default_factory=Odd)
+    """Rows of events that cannot be events here: they become failures."""
     compared: int = 0
     """Rows of the old table that are in the log, byte for byte and with checksum."""
     settled: int = 0
@@ -140,14 +180,24 @@ class Importer:
         self._held: dict[Lane, Assignment] = {}
 
     def plan(self) -> PhobosReport:
-        """Return what would be imported; nothing is written."""
-        tables = []
-        for table in old_tables.COLUMNS:
-            report = self._report(table)
-            left = self._old.counts(table, self._reached(report) - 1)
-            report.rows = sum(counted.rows for counted in left)
-            tables.append(report)
+        """Read what would be imported, and say what is odd in it; nothing is written.
+
+        Raises:
+            SourceError: The old database cannot be read.
+        """
+        with self._saying("nothing was imported"):
+            tables = [self._planned(table) for table in old_tables.COLUMNS]
         return PhobosReport(self._old.label, True, tables, [])
+
+    def _planned(self, table: str) -> TableReport:
+        report = self._report(table)
+        reached = self._reached(report)
+        total = self._left(table, reached)
+        for rows in self._pages(table, reached - 1):
+            report.rows += len(rows)
+            _note_odd(report, rows)
+            self._on_progress(PhobosProgress(table, report.rows, total))
+        return report
 
     def run(self) -> PhobosReport:
         """Import what is not in the log yet, then compare all of it.
@@ -160,7 +210,9 @@ class Importer:
         """
         started = time.monotonic()
         held = f"another process imports into {self._database.label}; see to it first"
-        with self._database.lock("import", held):
+        with self._database.lock("import", held), self._saying():
+            for table in old_tables.COLUMNS:
+                self._check_last(self._report(table))
             tables = [self._table(table) for table in old_tables.COLUMNS]
             problems = [
                 problem for report in tables for problem in self._compare(report)
@@ -169,10 +221,44 @@ class Importer:
             self._old.label, False, tables, problems, time.monotonic() - started
         )
 
+    @contextlib.contextmanager
+    def _saying(self, state: str | None = None) -> Iterator[None]:
+        """Say with an error of the old database, or Ctrl-C, what state is left."""
+        try:
+            yield
+        except SourceDiverged:
+            raise
+        except SourceError as error:
+            msg = f"{error}; {state or self._kept_so_far()}"
+            raise SourceError(msg) from error
+        except KeyboardInterrupt as stop:
+            stop.add_note(state or self._kept_so_far())
+            raise
+
+    def _kept_so_far(self) -> str:
+        rows = 0
+        with self._database.read() as connection:
+            for table in old_tables.COLUMNS:
+                source = self._source(table)
+                rows += old_tables.brought(connection, self._database, source)
+        if not rows:
+            return "nothing was imported"
+        return (
+            f"{rows:,} of its rows are in the log, and the same command goes on after "
+            "them"
+        )
+
     # --- one table ------------------------------------------------------------
 
+    def _source(self, table: str) -> str:
+        return f"phobos:{self._name}/{table}"
+
+    def _left(self, table: str, reached: int) -> int:
+        """Return how many rows of a table are to be imported."""
+        return sum(counted.rows for counted in self._old.counts(table, reached - 1))
+
     def _report(self, table: str) -> TableReport:
-        report = TableReport(table, f"phobos:{self._name}/{table}")
+        report = TableReport(table, self._source(table))
         reached = self._reached(report)
         report.before = self._old.count_upto(table, reached - 1) if reached else 0
         return report
@@ -183,10 +269,9 @@ class Importer:
 
     def _table(self, table: str) -> TableReport:
         report = self._report(table)
-        self._check_last(report)
-        left = self._old.counts(table, self._reached(report) - 1)
-        total = sum(counted.rows for counted in left)
-        for rows in self._pages(table, self._reached(report) - 1):
+        reached = self._reached(report)
+        total = self._left(table, reached)
+        for rows in self._pages(table, reached - 1):
             self._batch(report, rows)
             self._on_progress(PhobosProgress(table, report.rows, total))
         return report
@@ -240,16 +325,19 @@ class Importer:
         raise DatabaseBusy(msg)
 
     def _portions(self, source: str, rows: Sequence[OldRow]) -> Iterator[Portion]:
-        """Yield runs of rows of one topic and group: so positions follow the ids."""
+        """Yield each window's rows by topic and group, the first one's first."""
         held = dict(self._held)
-        for (topic, group), run in itertools.groupby(rows, _place):
-            lane = Lane(source, topic, group)
-            if lane not in held:
-                held[lane] = self._taken(lane)
-            records = [Record(row.id, *_record_of(row)) for row in run]
-            to_offset = records[-1].offset + 1
-            yield Portion(lane, held[lane], _listener(lane), records, to_offset)
-            held[lane] = held[lane].moved(to_offset)
+        for window in _windows(rows):
+            lanes: dict[Lane, list[Record]] = {}
+            for row in window:
+                lane = Lane(source, *_place(row))
+                lanes.setdefault(lane, []).append(Record(row.id, *_record_of(row)))
+            for lane, records in lanes.items():
+                if lane not in held:
+                    held[lane] = self._taken(lane)
+                to_offset = records[-1].offset + 1
+                yield Portion(lane, held[lane], _listener(lane), records, to_offset)
+                held[lane] = held[lane].moved(to_offset)
 
     def _taken(self, lane: Lane) -> Assignment:
         with self._database.write() as connection:
@@ -304,10 +392,7 @@ class Importer:
     ) -> Acked | Failed:
         """Return an old event as it will be kept; a Failure if it cannot be."""
         try:
-            said = ack(
-                row.entity_id, _time(row.event_time), row.event_type, row.event_version
-            )
-            recorded = _micros(row.created_at)
+            said, recorded = _acknowledged(row)
         except DecodeError as error:
             return _failed(portion, record, row, message_id, error)
         decoded = _decoded(record.value)
@@ -339,6 +424,7 @@ class Importer:
         self, report: TableReport, rows: Sequence[OldRow], decided: Sequence[Decided]
     ) -> None:
         report.rows += len(rows)
+        _note_odd(report, rows)
         for found in decided:
             report.events += len(found.acked)
             report.duplicates += len(found.duplicates)
@@ -351,25 +437,25 @@ class Importer:
 
     def _compare(self, report: TableReport) -> list[str]:
         """Look at all rows once more, and say what the log has not, or otherwise."""
-        differing: list[int] = []
-        missing: list[int] = []
+        differing, missing = Odd(), Odd()
         last = self._reached(report) - 1
         total = 0
         for rows in self._pages(report.table, -1, last):
             kept = self._kept(report, rows)
             total += len(rows)
-            missing += [row.id for row in rows if row.id not in kept]
-            differing += [
-                row.id for row in rows if row.id in kept and not _is_same(row, kept)
-            ]
-            report.compared = total - len(missing) - len(differing)
+            for row in rows:
+                if row.id not in kept:
+                    missing.add(row.id)
+                elif not _is_same(row, kept):
+                    differing.add(row.id)
+            report.compared = total - missing.rows - differing.rows
             self._on_progress(PhobosProgress("compare", total, total))
         with self._database.read() as connection:
             brought = old_tables.brought(connection, self._database, report.source)
         if brought == total:
             # All of them were here once: these failures were settled since.
-            report.settled = len(missing)
-            missing = []
+            report.settled = missing.rows
+            missing = Odd()
         return _told(report.table, differing, _DIFFERS) + _told(
             report.table, missing, _MISSING
         )
@@ -394,12 +480,56 @@ _DIFFERS = "in the log with another checksum or payload"
 _MISSING = "not in the log: committed after later ones were imported, or removed there"
 
 
-def _told(table: str, ids: Sequence[int], what: str) -> list[str]:
-    if not ids:
-        return []
-    shown = ", ".join(map(str, ids[:SHOWN]))
-    more = f" and {len(ids) - SHOWN:,} more" if len(ids) > SHOWN else ""
-    return [f"{table}, rows {shown}{more}: {what}"]
+def _told(table: str, found: Odd, what: str) -> list[str]:
+    return [f"{table}, rows {found}: {what}"] if found.rows else []
+
+
+def _windows(rows: Sequence[OldRow]) -> Iterator[list[OldRow]]:
+    """Yield rows in parts that were kept within an hour; who does not say, was too."""
+    window: list[OldRow] = []
+    since = UNKNOWN
+    for row in rows:
+        kept_at = _known_micros(row.created_at)
+        is_known = UNKNOWN not in (since, kept_at)
+        if is_known and abs(kept_at - since) > WINDOW_MICROS:
+            yield window
+            window, since = [], UNKNOWN
+        window.append(row)
+        since = since or kept_at
+    if window:
+        yield window
+
+
+def _note_odd(report: TableReport, rows: Sequence[OldRow]) -> None:
+    for row in rows:
+        if not _is_utf8(row.payload or ""):
+            report.not_utf8.add(row.id)
+        if report.table == "events":
+            try:
+                _acknowledged(row)
+            except DecodeError:
+                report.no_events.add(row.id)
+
+
+def _acknowledged(row: OldRow) -> tuple[Ack, int]:
+    """Return what the old handler said of an event, and when it was recorded.
+
+    Raises:
+        DecodeError: The log cannot keep one of it.
+    """
+    said = ack(row.entity_id, _time(row.event_time), row.event_type, row.event_version)
+    return said, _micros(row.created_at)
+
+
+def _is_utf8(text: str) -> bool:
+    """Tell whether a text is that of UTF-8; see `storage.phobos`."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_same(row: OldRow, kept: dict[int, tuple[str | None, bytes | None]]) -> bool:
@@ -471,18 +601,30 @@ def _value_of(row: OldRow) -> bytes | None:
             return text.encode()  # type: ignore[no-any-return]
         except (ValueError, UnicodeEncodeError):
             pass
-    return row.payload.encode("utf-8", "surrogatepass")
+    return _bytes_of(row.payload)
+
+
+def _bytes_of(text: str) -> bytes:
+    """Return the bytes that a text was read of; see `storage.phobos`."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _decoded(value: bytes | None) -> Decoded:
-    """Return the payload; what is no strict JSON becomes a JSON string, bytes kept."""
+    """Return the payload; what is no strict JSON becomes a JSON string, bytes kept.
+
+    Text is that string; what is no UTF-8 is base64 in it, as for handlers of bytes.
+    """
     if value is None:
         return Decoded(None, None, None)
     try:
         return decode_json(value)
     except DecodeError:
-        text = value.decode("utf-8", "replace")
-        return Decoded(json.dumps(text), text, value)
+        pass
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        return made(value, value)
+    return Decoded(json.dumps(text), text, value)
 
 
 def _metadata_of(row: OldRow) -> dict[str, Any]:
@@ -490,7 +632,7 @@ def _metadata_of(row: OldRow) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(row.metadata)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -522,7 +664,8 @@ def _failed(
         _NOTHING_SAID if error else _said(row),
         None,
         (*explained, _fingerprint(explained)),
-        attempts=1 + (tries if isinstance(tries, int) and tries > 0 else 0),
+        attempts=1
+        + (min(tries, MAX_TRIES) if isinstance(tries, int) and tries > 0 else 0),
         kept_at=_known_micros(row.created_at),
         metadata=json.dumps(metadata) if metadata else None,
     )
@@ -545,7 +688,7 @@ def _said(row: OldRow) -> Ack:
 def _backtrace(row: OldRow) -> str:
     try:
         lines = json.loads(row.error_backtrace or "[]")
-    except ValueError:
+    except (ValueError, RecursionError):
         lines = [row.error_backtrace]
     return json.dumps([str(line) for line in lines] if isinstance(lines, list) else [])
 
@@ -561,7 +704,7 @@ def _is_proved(row: OldRow) -> bool:
     """Tell whether a row's checksum is that of its payload (H8, H11)."""
     if row.payload is None:
         return row.checksum is None
-    data = row.payload.encode("utf-8", "surrogatepass")
+    data = _bytes_of(row.payload)
     return md5(data, usedforsecurity=False).hexdigest() == row.checksum
 
 

@@ -4,6 +4,8 @@ Its tables are those of SEED §4: `events` and `failures`, by default with the p
 `phobos_db_checkpoint_` (D1), all columns but the id nullable (D2, D4), `created_at` of
 events missing before its third migration (D5). JSON columns are read as their text,
 byte for byte, and times as text too: what cannot be kept is then one row's failure.
+Bytes that are no UTF-8 are surrogates of the text (PEP 383), which give them back: no
+row can make the others unreadable.
 """
 
 from __future__ import annotations
@@ -39,6 +41,10 @@ _FAILURE = (*_EVENT, "metadata", "error_class", "error_message", "error_backtrac
 COLUMNS = {"events": _EVENT, "failures": _FAILURE}
 """Table → its columns beside the id."""
 
+_BYTE_FOR_BYTE = frozenset({"payload", "entity_id", "event_type", "event_version"})
+"""Columns that the log refuses, or keeps as bytes, where they are no clean text. In the
+others, which name and explain a row, what no text can hold becomes U+FFFD."""
+
 
 class OldRow(msgspec.Struct, frozen=True):
     """A row of one of the two tables, as text; None where it is NULL or missing."""
@@ -53,7 +59,7 @@ class OldRow(msgspec.Struct, frozen=True):
     checksum: str | None = None
     payload: str | None = None
     """JSON text. For a handler that took the payload as it came, a JSON string that
-    holds the received text (H13)."""
+    holds the received text (H13). Bytes that are no UTF-8 are surrogates in it."""
     created_at: str | None = None
     metadata: str | None = None
     error_class: str | None = None
@@ -85,8 +91,12 @@ class OldDatabase:
         self.url = _checked(url)
         self.label = self.url.render_as_string(hide_password=True)
         self._engine = _engine(self.url)
-        with self._reading() as connection:
-            self._tables = self._found(sa.inspect(connection))
+        try:
+            with self._reading() as connection:
+                self._tables = self._found(sa.inspect(connection))
+        except SourceError as error:
+            msg = f"{error}; nothing was imported"
+            raise SourceError(msg) from error
 
     @property
     def name(self) -> str:
@@ -99,14 +109,22 @@ class OldDatabase:
         self._engine.dispose()
 
     def page(self, table: str, after: int, limit: int) -> list[OldRow]:
-        """Return the rows of a table past an id, in order of their ids."""
+        """Return the rows of a table past an id, in order of their ids.
+
+        Raises:
+            SourceError: They cannot be read; it does not say what was imported.
+        """
         found = self._tables[table]
         query = sa.select(*found.selected).where(found.table.c.id > after)
-        with self._reading() as connection:
-            rows = connection.execute(
-                query.order_by(found.table.c.id).limit(limit)
-            ).mappings()
-            return [OldRow(**row) for row in rows]
+        with self._reading(f", {found.table.name} past id {after}") as connection:
+            rows = connection.execute(query.order_by(found.table.c.id).limit(limit))
+            names = list(rows.keys())[1:]
+            return [
+                OldRow(
+                    row[0], **dict(zip(names, map(_text, names, row[1:]), strict=True))
+                )
+                for row in rows
+            ]
 
     def counts(self, table: str, after: int = 0) -> list[Counted]:
         """Return how many rows past an id each topic and group has."""
@@ -134,42 +152,63 @@ class OldDatabase:
                 return {
                     name: _Table(
                         prefix + name,
-                        {c["name"] for c in inspector.get_columns(prefix + name)},
+                        {
+                            c["name"]: c["type"]
+                            for c in inspector.get_columns(prefix + name)
+                        },
                         columns,
                     )
                     for name, columns in COLUMNS.items()
                 }
         msg = (
             f"{self.label} has no tables {PREFIXES[0]}events and {PREFIXES[0]}failures "
-            "(nor events and failures); nothing was imported"
+            "(nor events and failures)"
         )
         raise SourceError(msg)
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
+    def _reading(self, what: str = "") -> Iterator[sa.Connection]:
         errors = (sa.exc.SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error)
         try:
             with self._engine.connect() as connection:
                 yield connection
         except errors as error:
             text = str(getattr(error, "orig", None) or error).strip()
-            msg = (
-                f"{self.label} cannot be read: {text.partition(chr(10))[0]}; what was "
-                "imported is kept, and the same command goes on after it"
-            )
+            why = text.partition("\n")[0]
+            msg = f"{self.label}{what} cannot be read: {why}"
             raise SourceError(msg) from error
 
 
 class _Table:
     """One of the tables, and what is selected of it."""
 
-    def __init__(self, name: str, there: set[str], wanted: tuple[str, ...]) -> None:
+    def __init__(
+        self, name: str, there: dict[str, Any], wanted: tuple[str, ...]
+    ) -> None:
         self.table = sa.table(name, sa.column("id"), *map(sa.column, sorted(there)))
         self.selected: list[sa.ColumnElement[Any]] = [self.table.c.id]
         for column in wanted:
             if column in there:
-                as_text = sa.cast(self.table.c[column], sa.Text)
-                self.selected.append(as_text.label(column))
+                found: sa.ColumnElement[Any] = self.table.c[column]
+                if not isinstance(there[column], sa.LargeBinary):
+                    # PostgreSQL would write bytes in hexadecimal.
+                    found = sa.cast(found, sa.Text)
+                self.selected.append(found.label(column))
+
+
+def _text(name: str, value: Any) -> str | None:
+    """Return a column's value as text that can be made bytes again, or be kept."""
+    if value is None:
+        return None
+    text = _decoded(bytes(value)) if isinstance(value, bytes) else str(value)
+    if name in _BYTE_FOR_BYTE or (text.isascii() and "\0" not in text):
+        return text
+    known = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return known.replace("\0", "\ufffd")
+
+
+def _decoded(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape")
 
 
 def kept_values(
@@ -255,12 +294,18 @@ def _engine(url: sa.URL) -> sa.Engine:
         return sa.create_engine(url).execution_options(postgresql_readonly=True)
     path = Path(url.database or "").absolute()
     module = sqlite_module()
+
+    def connected() -> Any:
+        # Not a byte of the old file changes, its journal neither.
+        connection = module.connect(
+            f"file:{quote(str(path))}?mode=ro", uri=True, check_same_thread=False
+        )
+        connection.text_factory = _decoded
+        return connection
+
     return sa.create_engine(
         "sqlite://",
         module=module,
         poolclass=sa.pool.QueuePool,
-        # Not a byte of the old file changes, its journal neither.
-        creator=lambda: module.connect(
-            f"file:{quote(str(path))}?mode=ro", uri=True, check_same_thread=False
-        ),
+        creator=connected,
     )

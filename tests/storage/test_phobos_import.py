@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from kappa_log import KappaLog
 from kappa_log.errors import ConfigError, SourceDiverged, SourceError
@@ -80,17 +81,95 @@ def test_a_row_keeps_what_it_was(app: KappaLog, old: Old) -> None:
     assert kept.first_at == datetime(2019, 3, 1, 10, 0, 1, 250_000, UTC)
 
 
-def test_rows_come_in_the_order_of_their_ids_whatever_topics_they_are_of(
+def test_rows_that_take_turns_cost_one_checkpoint_a_batch_and_lane(
     app: KappaLog, old: Old
 ) -> None:
-    """A projection over two topics folds as things happened."""
-    for number in range(6):
-        topic = "orders" if number % 2 else "refunds"
-        old.event(json.dumps({"n": number}), topic=topic)
+    """A row of the ledger each would be slow; of an hour, order across lanes gives."""
+    rows = [
+        old.row(json.dumps({"n": n})) | {"group_id": f"g{n % 2}"} for n in range(600)
+    ]
+    old.put_many("events", rows)
 
     imported(app, old)
 
-    assert [e.payload["n"] for e in app.events(oldest_first=True)] == list(range(6))
+    found = [e.payload["n"] for e in app.events(oldest_first=True, limit=600)]
+    first, last = range(importer.BATCH_ROWS), range(importer.BATCH_ROWS, 600)
+    assert found == [*first[::2], *first[1::2], *last[::2], *last[1::2]]
+    assert app.verify().checkpoints == 4
+
+
+def test_rows_more_than_an_hour_apart_come_in_the_order_of_their_ids(
+    app: KappaLog, old: Old
+) -> None:
+    """So each is recorded when it was, give or take that hour."""
+    for number in range(6):
+        topic = "orders" if number % 2 else "refunds"
+        at = f"2020-01-01 {2 * number:02}:00:00"
+        old.event(json.dumps({"n": number}), topic=topic, created_at=at)
+
+    imported(app, old)
+
+    found = app.events(oldest_first=True)
+    assert [e.payload["n"] for e in found] == list(range(6))
+    assert [e.recorded_at.hour for e in found] == list(range(0, 12, 2))
+
+
+@on_both
+def test_a_payload_that_is_no_utf_8_is_kept_byte_for_byte(
+    app: KappaLog, old: Old
+) -> None:
+    """One odd row must not block all the others; it is told before and after."""
+    if old.is_sqlite:
+        for table in ("events", "failures"):
+            old.put(table, old.row(None) | {"payload": b"\xff\xfe\0"})
+    else:
+        for table in ("events", "failures"):
+            old.run(
+                f"ALTER TABLE phobos_db_checkpoint_{table} "
+                "ALTER payload TYPE BYTEA USING NULL"
+            )
+            old.run(
+                f"INSERT INTO phobos_db_checkpoint_{table} (topic, group_id, payload) "
+                "VALUES ('orders', 'billing', '\\xfffe00'), ('orders', 'billing', '{}')"
+            )
+
+    planned = app.import_phobos(old.url, source="shop", dry_run=True)
+    report = imported(app, old)
+
+    for told in (planned, report):
+        assert [str(table.not_utf8) for table in told.tables] == ["1", "1"]
+    event = app.events(oldest_first=True)[0]
+    assert (event.raw, event.payload) == (b"\xff\xfe\0", "//4A")
+    assert app.failures()[-1].value == b"\xff\xfe\0"
+
+
+def test_no_text_of_an_old_row_stops_the_import(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    """SQLite holds any bytes in any column; what is kept of them is what can be."""
+    old = Old(sqlite_url, tmp_path)
+    bad = sa.text(
+        "INSERT INTO phobos_db_checkpoint_events (topic, group_id, entity_id, payload)"
+        " VALUES (CAST(x'6fff' AS TEXT), x'6700', x'ff', CAST(x'7b22ff227d' AS TEXT)),"
+        " ('orders', 'billing', '1', CAST(x'22ff22' AS TEXT))"
+    )
+    with old.engine.begin() as connection:
+        connection.execute(bad)
+    deep = "[" * 100_000
+    old.failure(ORDER, error_backtrace=deep, metadata=deep, checksum="\0")
+
+    with open_log(sqlite_url, tmp_path) as app:
+        planned = app.import_phobos(old.url, source="shop", dry_run=True)
+        report = imported(app, old)
+
+        events = report.tables[0]
+        assert (str(events.not_utf8), str(events.no_events)) == ("1, 2", "1")
+        assert planned.tables[0].no_events == events.no_events
+        assert app.events()[0].raw == b'"\xff"'
+        refused = next(f for f in app.failures() if f.value == b'{"\xff"}')
+        assert (refused.topic, refused.group_id) == ("o\ufffd", "g\ufffd")
+        assert "entity_id contains a lone surrogate" in (refused.error_message or "")
+    old.close()
 
 
 @on_both
@@ -299,8 +378,8 @@ def test_the_old_file_is_not_changed(sqlite_url: str, tmp_path: Path) -> None:
     [
         ("mysql://somebody:secret@host/shop", ConfigError, "this is neither"),
         ("no url", ConfigError, "this is neither"),
-        ("sqlite:///{folder}/none.db", SourceError, "unable to open"),
-        ("sqlite:///{folder}/log.db", SourceError, "has no tables"),
+        ("sqlite:///{folder}/none.db", SourceError, "unable to open .*; nothing was"),
+        ("sqlite:///{folder}/log.db", SourceError, "has no tables .*; nothing was"),
     ],
 )
 def test_a_database_that_is_none_of_the_old_system_is_refused(
@@ -343,3 +422,36 @@ def test_rows_are_read_a_page_at_a_time(
     )
 
     assert steps[:3] == [("events", 2), ("events", 4), ("events", 5)]
+
+
+@pytest.mark.parametrize(
+    ("pages", "state"),
+    [
+        (
+            1,
+            "{rows} of its rows are in the log, and the same command goes on after them",
+        ),
+        (0, "nothing was imported"),
+    ],
+)
+def test_who_interrupts_or_loses_the_old_database_is_told_what_is_kept(
+    app: KappaLog, old: Old, monkeypatch: Any, pages: int, state: str
+) -> None:
+    """Neither more nor less; and that the same command goes on."""
+    monkeypatch.setattr(importer, "BATCH_ROWS", 2)
+    for number in range(5):
+        old.event(json.dumps({"n": number}))
+
+    def interrupted(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def dropped(_: Any) -> None:
+        old.run("DROP TABLE IF EXISTS phobos_db_checkpoint_failures")
+
+    with pytest.raises(KeyboardInterrupt) as stop:
+        app.import_phobos(old.url, dry_run=not pages, on_progress=interrupted)
+    with pytest.raises(SourceError, match="no such table") as lost:
+        app.import_phobos(old.url, dry_run=not pages, on_progress=dropped)
+
+    assert stop.value.__notes__ == [state.format(rows=2)]
+    assert str(lost.value).endswith(f"; {state.format(rows=5)}")

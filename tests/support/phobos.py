@@ -36,14 +36,14 @@ class Old:
 
     def __init__(self, log_url: str, folder: Path) -> None:
         """Make it: a file of its own, or tables beside the log's own on PostgreSQL."""
-        self._is_sqlite = log_url.startswith("sqlite")
+        self.is_sqlite = log_url.startswith("sqlite")
         self.url = f"sqlite:///{folder / 'shop_events.db'}"
-        if not self._is_sqlite:
+        if not self.is_sqlite:
             self.url = log_url
-        more = {"module": sqlite_module()} if self._is_sqlite else {}
+        more = {"module": sqlite_module()} if self.is_sqlite else {}
         self.engine = sa.create_engine(self.url, **more)
         kinds = {"key": "BIGSERIAL PRIMARY KEY", "time": "TIMESTAMP"}
-        if self._is_sqlite:
+        if self.is_sqlite:
             kinds = {"key": "INTEGER PRIMARY KEY", "time": "DATETIME"}
         for statement in (EVENTS, FAILURES):
             self.run(statement.format(**kinds))
@@ -105,7 +105,7 @@ class Old:
         kinds |= {"event_time": "TIMESTAMP", "created_at": "TIMESTAMP"}
 
         def mark(name: str) -> str:
-            if self._is_sqlite or name not in kinds:
+            if self.is_sqlite or name not in kinds:
                 return f":{name}"
             return f"CAST(:{name} AS {kinds[name]})"
 
