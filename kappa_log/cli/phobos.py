@@ -100,15 +100,21 @@ def _print_table(found: TableReport, *, dry_run: bool) -> None:
 def _print_odd(found: TableReport, *, dry_run: bool) -> None:
     """Say which rows are kept in another way than people may think."""
     if found.not_utf8.rows:
-        rows = output.plural(found.not_utf8.rows, "payload")
+        payloads = _counted(found.not_utf8.rows, "payload is", "payloads are")
         where = "value" if found.table == "failures" else "raw"
         output.line(
-            f"  {rows} no UTF-8, kept byte for byte as {where}: rows {found.not_utf8}"
+            f"  {payloads} no UTF-8, kept byte for byte as {where}: "
+            f"rows {found.not_utf8}"
         )
     if found.no_events.rows:
-        rows = output.plural(found.no_events.rows, "row")
+        rows = _counted(found.no_events.rows, "row", "rows")
         become = "would become" if dry_run else "became"
+        many = found.no_events.rows > 1
         output.line(
-            f"  {rows} that cannot be an event here {become} a failure: "
-            f"rows {found.no_events}"
+            f"  {rows} cannot be {'events' if many else 'an event'} here, and {become} "
+            f"{'failures' if many else 'a failure'}: rows {found.no_events}"
         )
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"

@@ -145,20 +145,47 @@ def init(*, folder: Path, phobos_yml: Path | None) -> None:
     """
     from kappa_log.config import FILE_NAME
 
-    settings = TEMPLATE.encode()
-    if phobos_yml is not None:
-        from kappa_log.phobos.settings import translated
-
-        settings = translated(phobos_yml).encode()
-    for target, content in (
-        (folder / FILE_NAME, settings),
-        (folder / "handlers.py", HANDLERS.encode()),
-        *_examples(folder / "projections"),
-    ):
-        output.write_new(target, content)
     there = folder.resolve() == Path.cwd()
     steps = [] if there else [f"cd {shlex.quote(str(folder))}"]
+    if phobos_yml is not None:
+        steps += _translate(phobos_yml, folder / FILE_NAME)
+    else:
+        output.write_new(folder / FILE_NAME, TEMPLATE.encode())
+        output.write_new(folder / "handlers.py", HANDLERS.encode())
+    for target, content in _examples(folder / "projections"):
+        output.write_new(target, content)
     output.next_steps(*steps, "kappa-log db create")
+
+
+def _translate(phobos_yml: Path, target: Path) -> list[str]:
+    """Write the settings of a phobos.yml, say what is not in them; return what to do.
+
+    No example handler is written: it might have the name of one of these.
+
+    Raises:
+        UsageError: There are other settings already; nothing was written.
+        ConfigError: The phobos.yml cannot be translated; nothing was written.
+    """
+    from kappa_log.errors import UsageError
+    from kappa_log.phobos.settings import translated
+
+    found = translated(phobos_yml)
+    content = found.text.encode()
+    if target.exists() and target.read_bytes() != content:
+        msg = (
+            f"{target} is there already, with other settings; nothing was written. "
+            "Move it away, or name another folder: kappa-log init --from-phobos "
+            f"{shlex.quote(str(phobos_yml))} DIR"
+        )
+        raise UsageError(msg)
+    output.write_new(target, content)
+    if found.notes:
+        told = "\n".join(f"  {note}" for note in found.notes)
+        output.say(f"Not translated; the file lists these too:\n{told}")
+    return [
+        *(f"write the handler {handler}" for handler in found.handlers),
+        *(f"set {variable}" for variable in found.variables),
+    ]
 
 
 def _examples(target: Path) -> Iterator[tuple[Path, bytes]]:

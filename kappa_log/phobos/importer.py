@@ -5,15 +5,16 @@ partition is 0, its offset the old id. Rows come in the order of their ids, thro
 transaction that all records come through: with positions, chain, ledger and offsets.
 A row of the ledger is of one topic and group and of positions that adjoin, so those of
 a batch that were kept within an hour come topic by topic and group by group: else rows
-that take turns would cost a row of the ledger each. So a kill costs one batch, and the same command goes on after the last row that is in
-the log. An event has the identity that the same Kafka message would have: when its
-topic is read later, what was imported is recognised.
+that take turns would cost a row of the ledger each. So a kill costs one batch, and the
+same command goes on after the last row that is in the log. An event has the identity
+that the same Kafka message would have: when its topic is read later, what was imported
+is recognised.
 
 What is kept of a row: topic, group, entity, time, type, version and its checksum (MD5,
 of the old system's own encoding); `created_at` as the time it was recorded, never
 falling with the position; of a failure its error and metadata too. A payload that is
-no strict JSON becomes a JSON string, and its bytes are kept in `raw`. A row that the log
-cannot keep as an event becomes a failure; one that repeats a message a duplicate.
+no strict JSON becomes a JSON string, and its bytes are kept in `raw`. A row that the
+log cannot keep as an event becomes a failure; one that repeats a message a duplicate.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from hashlib import blake2b, md5
 from typing import Any
 
 import msgspec
+from typing_extensions import override
 
 from kappa_log import chain
 from kappa_log.backtrace import BACKTRACE_BYTES, storable
@@ -92,6 +94,7 @@ class Odd(msgspec.Struct):
         if len(self.ids) < SHOWN:
             self.ids.append(row)
 
+    @override
     def __str__(self) -> str:
         """Return the ids, and how many are left out."""
         more = self.rows - len(self.ids)

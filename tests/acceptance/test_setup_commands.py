@@ -253,13 +253,37 @@ def _has_tables(folder: Path) -> bool:
 
 
 def test_init_translates_a_phobos_yml(at: Type, tmp_path: Path) -> None:
-    """One command, and the settings are there."""
-    (tmp_path / "phobos.yml").write_text("kafka:\n  seed_brokers: [one:9092]\n")
+    """One command, and the settings are there; what is left to do is told."""
+    (tmp_path / "phobos.yml").write_text(
+        "kafka:\n  seed_brokers: [one:9092]\n  sasl_plain_username: me\n"
+        "  sasl_plain_password: hush\n  colour: blue\n"
+        "listeners: [{topic: a, group_id: b, handler: OrdersHandler}]\n"
+    )
 
-    code, out, _ = at("init", "--from-phobos", "phobos.yml")
+    code, out, err = at("init", "--from-phobos", "phobos.yml")
+    again = at("init", "--from-phobos", "phobos.yml")
 
     assert code == 0
     assert out.startswith("create  kappa_log.toml\n")
+    assert '  line 5: kafka.colour = "blue": no key of Phobos' in err
+    *_, write, to_set, create = err.splitlines()
+    assert write == "  write the handler handlers:OrdersHandler"
+    assert to_set.startswith("  set KAPPA_LOG__KAFKA__SASL_PASSWORD ")
+    assert create == "  kappa-log db create"
+    assert not (tmp_path / "handlers.py").exists()
+    assert again == (0, out.replace("create", "exists"), err)
     assert (
         '"bootstrap.servers" = "one:9092"' in (tmp_path / "kappa_log.toml").read_text()
     )
+
+
+def test_init_translates_nothing_over_other_settings(at: Type, tmp_path: Path) -> None:
+    """Exit 0 would say that they are there; and half of it would be written."""
+    (tmp_path / "phobos.yml").write_text("kafka:\n  seed_brokers: [one:9092]\n")
+    (tmp_path / "kappa_log.toml").write_text("")
+
+    code, out, err = at("init", "--from-phobos", "phobos.yml")
+
+    assert (code, out) == (2, "")
+    assert "kappa_log.toml is there already, with other settings; nothing was" in err
+    assert set(_files(tmp_path)) == {"phobos.yml", "kappa_log.toml"}

@@ -424,12 +424,15 @@ def test_rows_are_read_a_page_at_a_time(
     assert steps[:3] == [("events", 2), ("events", 4), ("events", 5)]
 
 
+KEPT = "{rows} of its rows are in the log, and the same command goes on after them"
+
+
 @pytest.mark.parametrize(
     ("pages", "state"),
     [
         (
             1,
-            "{rows} of its rows are in the log, and the same command goes on after them",
+            KEPT,
         ),
         (0, "nothing was imported"),
     ],

@@ -76,8 +76,11 @@ listeners:
     topic: refunds
     group_id: billing
     colour: blue
+    max_concurency: 3
 statsd:
   host: localhost
+  password: sesame
+  url: redis://me:sesame@cache/1
 """
 
 
@@ -85,11 +88,12 @@ CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 
 
 def written(folder: Path, text: str) -> str:
-    """Return the translation of a phobos.yml, put where it is found."""
+    """Return the translation of a phobos.yml, put where it is found, and loaded."""
     file = folder / "phobos.yml"
     file.write_text(text)
-    made = translated(file)
+    made = translated(file).text
     (folder / "kappa_log.toml").write_text(made)
+    load_config(folder)
     return made
 
 
@@ -153,6 +157,7 @@ def test_what_there_is_no_setting_for_is_listed_with_the_reason(
         "listeners[0].force_encoding": "payloads are UTF-8",
         "listeners[0].delivery": "records come in batches",
         "listeners[1].colour": "no key of Phobos that is known",
+        "listeners[1].max_concurency = 3": "did you mean max_concurrency?",
         "statsd": "no key of Phobos that is known",
         "kafka.partitioner": "consistent_random",
         "producer.max_queue_size = 1000": "one queue: max_buffer_size",
@@ -161,7 +166,9 @@ def test_what_there_is_no_setting_for_is_listed_with_the_reason(
         "producer.persistent_connections = true": "librdkafka keeps its connections",
         'logger.file = "log/phobos.log"': "logs go to stderr",
     }.items():
-        assert re.search(f"#   {re.escape(key)}.*: .*{re.escape(reason)}", made), key
+        assert re.search(
+            f"#   line \\d+: {re.escape(key)}.*: .*{re.escape(reason)}", made
+        ), key
 
 
 def test_secrets_become_variables(tmp_path: Path) -> None:
@@ -170,6 +177,7 @@ def test_secrets_become_variables(tmp_path: Path) -> None:
 
     assert "swordfish" not in made
     assert "hush" not in made
+    assert "sesame" not in made
     assert "KAPPA_LOG__KAFKA__SASL_PASSWORD   (was kafka.sasl_scram_password)" in made
     assert "KAPPA_LOG__KAFKA__SSL_KEY_PASSWORD" in made
 
@@ -178,7 +186,10 @@ def test_each_key_of_the_example_is_in_what_is_made(tmp_path: Path) -> None:
     """Set, or in a comment: looked at by the value, which no other key has."""
     numbers = iter(range(1001, 2000))
     keys = re.sub(
-        r"(: )[\d.]+$", lambda f: f"{f[1]}{next(numbers)}", EXAMPLE, flags=re.MULTILINE
+        r"(?<!max_concurrency)(?<!min_ms)(: )[\d.]+$",
+        lambda f: f"{f[1]}{next(numbers)}",
+        EXAMPLE,
+        flags=re.MULTILINE,
     )
     values = re.findall(r": (\d{4})$", keys, flags=re.MULTILINE)
 
@@ -200,6 +211,61 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path, text: str, words: str) -
     """Guessing a value would connect to another cluster than was meant."""
     with pytest.raises(ConfigError, match=re.escape(words)):
         written(tmp_path, text)
+
+
+LISTENER = "listeners:\n- {topic: orders, group_id: billing, handler: Orders%s}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (LISTENER % ", start_from_beginning: 'no'", 'ing = "no" is not true or false'),
+        (LISTENER % ", max_concurrency: 0", "ency = 0 is not a whole number from 1 to"),
+        (LISTENER % ", topc: a, topic: ", "[0].topic is missing; did you mean it by"),
+        (LISTENER % "::x", '[0].handler = "Orders::x" is not a Ruby class'),
+        (LISTENER % ", backoff: {min_ms: 90000}", "min_ms 90000 is above max_ms 10000"),
+        ("listeners: nope\n", 'line 1: listeners = "nope" is not a list'),
+        ("listeners:\n- nope\n", 'line 2: listeners[0] = "nope" is not a section'),
+        ("listeners:\n- topic: a\n", "line 2: listeners[0].handler is missing"),
+        ("kafka: 1\n", "line 1: kafka = 1 is not a section"),
+        ("kafka:\n  connect_timeout: soon\n", 'line 2: kafka.connect_timeout = "soon"'),
+        ("kafka: {seed_brokers: []}\n", "kafka.seed_brokers = [] is not brokers"),
+        (
+            "db_checkpoint:\n  max_retries: two\n",
+            'line 2: db_checkpoint.max_retries = "',
+        ),
+        ("logger:\n  level: trace\n", 'line 2: logger.level = "trace" is not one of'),
+        ("producer: {max_retries: .nan}\n", "is not a number from 0 on"),
+        (
+            "listeners:\n" + 2 * (LISTENER % "").partition("\n")[2],
+            "two listeners are billing-orders",
+        ),
+        ('kafka: {client_id: "\\x7f"}\n', "cannot be set here"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_its_line(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    """Not copied into a file that no command would take, nor left out."""
+    with pytest.raises(ConfigError, match=re.escape(words)) as raised:
+        written(tmp_path, text)
+
+    assert "nothing was written" in str(raised.value)
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    """And where a value comes from elsewhere, the line of it that holds it."""
+    text = "x: &x\n  max_concurrency: -1\nlisteners:\n- <<: *x\n  topic: a\n"
+
+    with pytest.raises(ConfigError) as raised:
+        written(tmp_path, text)
+
+    missing, another, wrong = str(raised.value).splitlines()[1:]
+    assert missing == "  line 4: listeners[0].group_id is missing"
+    assert another == "  line 4: listeners[0].handler is missing"
+    assert wrong.startswith(
+        "  line 2: listeners[0].max_concurrency = -1 is not a whole"
+    )
 
 
 def test_a_commented_line_of_ruby_is_no_code(tmp_path: Path) -> None:
