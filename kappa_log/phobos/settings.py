@@ -29,6 +29,7 @@ Lines = list[str]
 Kind = tuple[Callable[[Any], bool], str]
 """What a value must be, and how that is said."""
 
+_RUBY_CLASS = re.compile(r"(?:::)?[A-Z]\w*(?:::[A-Z]\w*)*", re.ASCII)
 _ERB = re.compile(r"<%")
 _SECRET = re.compile("pass|secret|token|credential|cert_key", re.IGNORECASE)
 _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -257,7 +258,6 @@ _CLASS: Kind = (
     lambda value: isinstance(value, str) and _RUBY_CLASS.fullmatch(value) is not None,
     "a Ruby class, as Shop::OrdersHandler",
 )
-_RUBY_CLASS = re.compile(r"(?:::)?[A-Z]\w*(?:::[A-Z]\w*)*", re.ASCII)
 _LEVEL = _one_of("debug", "info", "warn", "warning", "error", "fatal", "unknown")
 _CODEC = _one_of("none", "gzip", "snappy", "lz4", "zstd")
 _BACKOFF = {"min_ms": _whole(1, 3_600_000), "max_ms": _whole(1, 3_600_000)}

@@ -430,10 +430,7 @@ KEPT = "{rows} of its rows are in the log, and the same command goes on after th
 @pytest.mark.parametrize(
     ("pages", "state"),
     [
-        (
-            1,
-            KEPT,
-        ),
+        (1, KEPT),
         (0, "nothing was imported"),
     ],
 )
