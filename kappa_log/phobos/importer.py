@@ -649,7 +649,6 @@ def _failed(
 ) -> Failed:
     """Return a failure with the error it had, or why an event cannot be one."""
     metadata = _metadata_of(row)
-    tries = metadata.get("retry_count")
     if error is None:
         explained = (
             row.error_class and storable(row.error_class, BACKTRACE_BYTES),
@@ -667,11 +666,15 @@ def _failed(
         _NOTHING_SAID if error else _said(row),
         None,
         (*explained, _fingerprint(explained)),
-        attempts=1
-        + (min(tries, MAX_TRIES) if isinstance(tries, int) and tries > 0 else 0),
+        attempts=1 + _tries(metadata),
         kept_at=_known_micros(row.created_at),
         metadata=json.dumps(metadata) if metadata else None,
     )
+
+
+def _tries(metadata: dict[str, Any]) -> int:
+    found = metadata.get("retry_count")
+    return min(max(found, 0), MAX_TRIES) if isinstance(found, int) else 0
 
 
 def _said(row: OldRow) -> Ack:
