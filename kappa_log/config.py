@@ -474,7 +474,7 @@ def _environment() -> _Layer:
         section = lowered.removeprefix(ENV_PREFIX.lower()).partition("__")[0]
         if section not in Config.model_fields:
             known = [ENV_PREFIX + section.upper() for section in Config.model_fields]
-            near = _did_you_mean((ENV_PREFIX + section).upper(), known)
+            near = did_you_mean((ENV_PREFIX + section).upper(), known)
             msg = f"variable {name} sets nothing{near}"
             raise ConfigError(msg)
     try:
@@ -567,7 +567,7 @@ def _complaint(error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         *path, name = error["loc"]
         known = _keys_at(path)
-        return f"is not a setting{_did_you_mean(str(name), known)}"
+        return f"is not a setting{did_you_mean(str(name), known)}"
     if error["type"] == "missing":
         return "is missing"
     if error["type"] == "model_type":
@@ -591,6 +591,7 @@ def _keys_at(path: list[int | str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """Return the end of a message about a name that is none of those known."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known)}"

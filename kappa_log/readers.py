@@ -62,6 +62,14 @@ class EventSource(Protocol):
         """Last position that it holds."""
         ...
 
+    def look(self, fold: Projection, upto: Position) -> None:
+        """See that what a fold would read is there; what is in it is not read.
+
+        Raises:
+            ArchiveDamaged: Some of it is not.
+        """
+        ...
+
     def close(self) -> None:
         """Let go of whatever it holds open."""
         ...

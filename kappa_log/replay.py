@@ -58,13 +58,15 @@ class Replayer:
         Raises:
             ProjectionNotFound: No such projection is registered.
             UsageError: The request contradicts itself, or needs a full replay.
-            ArchiveError: It asks for the archive, which cannot be read or is of
-                another log.
+            ArchiveError: It asks for the archive, which cannot be read, is of another
+                log, or lacks files, as one listing shows.
         """
         plan = Planner(self._context).plan(name, request)[0]
         if plan.nothing:
             return plan
         with self._context.reading(request.source) as context:
+            if context.source is not None:
+                context.source.look(self._context.registry.latest(name), plan.head)
             return plan.read_from(context.source)
 
     def replay(self, name: str, request: ReplayRequest) -> ReplayReport:

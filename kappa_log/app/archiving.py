@@ -110,6 +110,7 @@ class Archiving(Reading):
         self,
         url: str | None = None,
         *,
+        head: str | None = None,
         on_step: verify.OnStep = lambda *_: None,
     ) -> ArchiveReport:
         """Prove each file of an archive and its chain, and compare with the log.
@@ -118,6 +119,8 @@ class Archiving(Reading):
 
         Args:
             url: The archive; the configuration's if None.
+            head: A head kept elsewhere, in hex: of its end, of a checkpoint, or of the
+                end of a segment.
             on_step: Called as it goes on.
 
         Raises:
@@ -129,7 +132,10 @@ class Archiving(Reading):
 
         there = self.database_state().verdict != "empty" and self.head().position > 0
         return check_archive(
-            Store(*self._address(url)), self.database if there else None, on_step
+            Store(*self._address(url)),
+            self.database if there else None,
+            head=head,
+            step=on_step,
         )
 
     def archive(self, url: str | None = None) -> Archive:

@@ -20,12 +20,13 @@ from kappa_log import chain
 from kappa_log.archive import layout, proof
 from kappa_log.archive.export import require_same_log
 from kappa_log.archive.ledger import Checkpoint, LastEvent, Ledger
-from kappa_log.archive.manifest import NAME, REMEDY, Rows, Segment
+from kappa_log.archive.manifest import NAME, Rows, Segment
 from kappa_log.archive.reader import Archive, open_archive_in
 from kappa_log.archive.scan import SLICE, batches, scan
 from kappa_log.archive.store import Store
 from kappa_log.errors import ArchiveDamaged, ArchiveDiverged, VerificationError
 from kappa_log.events import Position
+from kappa_log.storage import log, transfer
 from kappa_log.storage.builds import POSITION_COLUMN
 from kappa_log.storage.database import Database
 from kappa_log.storage.transfer import ARCHIVED
@@ -39,7 +40,8 @@ class ArchiveReport(msgspec.Struct, frozen=True, kw_only=True):
 
     ok: bool
     url: str
-    position: Position
+    position: Position | None
+    """Last event in it, as the manifest says; None if nobody can read that."""
     head: str
     """Head of the chain in hex; keep it elsewhere."""
     events: int
@@ -50,19 +52,31 @@ class ArchiveReport(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     compared: bool
     """Whether the log was there to compare with."""
+    behind: int | None
+    """Events that the log has and the archive lacks; None if it was not compared, or
+    is not of the log."""
+    kept_head: Position | None
+    """Where the head is that was kept elsewhere; None if it is not there, or there is
+    none."""
     findings: list[Finding]
     """``what`` is the file, or ``log``."""
     limits: list[str]
 
 
 def check_archive(
-    store: Store, database: Database | None, step: OnStep = lambda *_: None
+    store: Store,
+    database: Database | None,
+    *,
+    head: str | None = None,
+    step: OnStep = lambda *_: None,
 ) -> ArchiveReport:
     """Verify an archive.
 
     Args:
         store: Where it is.
         database: The log to compare with; None verifies the archive alone.
+        head: A head kept elsewhere, in hex: of its end, of a checkpoint, or of the end
+            of a segment.
         step: Called as it goes on.
 
     Raises:
@@ -76,24 +90,30 @@ def check_archive(
         return ArchiveReport(
             ok=False,
             url=store.url,
-            position=0,
+            position=None,
             head="",
             events=0,
             checkpoints=0,
             files=1,
             bytes=0,
             compared=False,
+            behind=None,
+            kept_head=None,
             findings=[Finding(NAME, None, error.reason)],
             limits=[],
         )
-    return _Check(archive, step).run(database)
+    kept = None if head is None else bytes.fromhex(head)
+    return _Check(archive, kept, step).run(database)
 
 
 class _Check:
     """One pass over all files of an archive."""
 
-    def __init__(self, archive: Archive, step: OnStep) -> None:
+    def __init__(self, archive: Archive, kept: bytes | None, step: OnStep) -> None:
         self._archive = archive
+        self._kept = kept
+        self._kept_at = 0 if kept == chain.HEAD_OF_NOTHING else None
+        self._behind: int | None = None
         self._manifest = archive.manifest
         self._step = step
         self._findings: list[Finding] = []
@@ -111,6 +131,8 @@ class _Check:
         self._check_ends()
         if database is not None:
             self._compare(database)
+        if self._kept is not None and self._kept_at is None:
+            self._found("head", None, self._not_met(self._kept, database))
         return ArchiveReport(
             ok=not self._findings,
             url=self._archive.store.url,
@@ -121,12 +143,17 @@ class _Check:
             files=len(manifest.files) + 1,
             bytes=sum(file.bytes for file in manifest.files),
             compared=database is not None,
+            behind=self._behind,
+            kept_head=self._kept_at,
             findings=self._findings,
             limits=list(self._limits(database)),
         )
 
     def _found(self, what: str, position: Position | None, message: str) -> None:
         self._findings.append(Finding(what, position, message))
+
+    def _found_in_manifest(self, position: Position, message: str) -> None:
+        self._found(NAME, position, f"{message}. {self._manifest.remedy}")
 
     def _check_rows(self, rows: Rows) -> None:
         """Prove a file of a read model, and that its rows are of events that are here.
@@ -137,9 +164,9 @@ class _Check:
         if rows.position > end:
             message = (
                 f"it has the rows of '{rows.projection}' at position "
-                f"{rows.position:,}, past the end of the archive, {end:,}. {REMEDY}"
+                f"{rows.position:,}, past the end of the archive, {end:,}"
             )
-            self._found(NAME, rows.position, message)
+            self._found_in_manifest(rows.position, message)
         last = 0
         try:
             for batch in batches(self._archive.store, rows, _FOLDED_TO):
@@ -149,8 +176,8 @@ class _Check:
         if last > rows.position:
             message = (
                 f"a row was made by the event at position {last:,}, but the manifest "
-                f"says that the rows are those at {rows.position:,}. Export anew, "
-                "without the manifest"
+                f"says that the rows are those at {rows.position:,}. Delete this "
+                "file, and kappa-log export makes it again"
             )
             self._found(rows.path, last, message)
 
@@ -161,13 +188,15 @@ class _Check:
             marks = _Marks(found)
             for segment in self._manifest.segments:
                 check = _SegmentCheck(
-                    self._archive, segment, before, self._ledger, marks
+                    self._archive, segment, before, self._ledger, marks, self._kept
                 )
                 wrong = check.run(self._step)
                 self._findings += wrong
                 if not wrong:
                     self._events += segment.rows
                     self._erased += check.erased
+                    if check.kept_at is not None:
+                        self._kept_at = check.kept_at
                     for position, message in check.disagreements:
                         self._ledger.found("checkpoints", position, message)
                 recorded_at = check.recorded_at
@@ -175,8 +204,8 @@ class _Check:
                 before = bytes.fromhex(segment.head)
         is_whole = self._events == self._manifest.position
         if is_whole and recorded_at != self._manifest.recorded_at:
-            message = f"it does not say when the last event was recorded. {REMEDY}"
-            self._found(NAME, self._manifest.position, message)
+            message = "it does not say when the last event was recorded"
+            self._found_in_manifest(self._manifest.position, message)
 
     def _check_ends(self) -> None:
         """Prove that the segments follow each other up to the manifest's end."""
@@ -185,25 +214,54 @@ class _Check:
         for segment in manifest.segments:
             if segment.first != expected:
                 message = f"{segment.path} does not begin at position {expected:,}"
-                self._found(NAME, expected, f"{message}. {REMEDY}")
+                self._found_in_manifest(expected, message)
             expected, head = segment.last + 1, segment.head
         if (expected - 1, head) != (manifest.position, manifest.head):
-            message = f"its segments do not end at its position and head. {REMEDY}"
-            self._found(NAME, manifest.position, message)
+            message = "its segments do not end at its position and head"
+            self._found_in_manifest(manifest.position, message)
 
     def _compare(self, database: Database) -> None:
         try:
             with database.read() as connection:
                 require_same_log(connection, database, self._archive)
+                position = log.head(connection, database).position
         except ArchiveDiverged as error:
             self._found("log", None, str(error))
+        else:
+            self._behind = position - self._manifest.position
+
+    def _not_met(self, kept: bytes, database: Database | None) -> str:
+        """Return what to tell of a head that none of the files hashed to."""
+        named = f"the head {kept.hex()[:16]}… kept elsewhere"
+        later = None
+        if database is not None and self._behind:
+            with database.read() as connection:
+                later = transfer.position_of(connection, database, kept)
+        if later is not None and later > self._manifest.position:
+            return (
+                f"{named} is the log's at position {later:,}, past the end of the "
+                f"archive, {self._manifest.position:,}. Bring it up (kappa-log export) "
+                "and verify again, or give an earlier head"
+            )
+        if self._events < self._manifest.position or not self._ledger.is_readable:
+            return f"{named} was not met in what is whole of this archive"
+        return (
+            f"{named} is no head of this archive: it was rewritten, ends before, or is "
+            "of another log"
+        )
 
     def _limits(self, database: Database | None) -> Iterator[str]:
         """Yield what was not proved."""
-        if database is None:
+        if database is None and self._kept is None:
             yield (
                 "There is no log to compare with: who can rewrite the whole archive "
-                "would not be caught. Compare its head with one that you kept."
+                "would not be caught. Give a head that you kept elsewhere (--head)."
+            )
+        kept_at, end = self._kept_at, self._manifest.position
+        if kept_at is not None and kept_at < end and database is None:
+            yield (
+                f"The head that was kept elsewhere is that of position {kept_at:,}: "
+                "who can rewrite what lies behind it would not be caught."
             )
         if self._erased:
             yield (
@@ -246,12 +304,17 @@ class _SegmentCheck:
         before: bytes,
         ledger: Ledger,
         marks: _Marks,
+        kept: bytes | None,
     ) -> None:
         self._store = archive.store
         self._segment = segment
         self._upto = archive.manifest.position
+        self._remedy = archive.manifest.remedy
         self._ledger = ledger
         self._marks = marks
+        self._kept = kept
+        self.kept_at: Position | None = None
+        """Where the head that was kept elsewhere is."""
         names = {source.id: source.name for source in archive.manifest.sources}
         self._chain = proof.Chain(names, segment.first - 1, before)
         self._lanes: set[tuple[str, str]] = set()
@@ -282,6 +345,8 @@ class _SegmentCheck:
         if self._chain.head.hex() != self._segment.head:
             why = "its events do not hash to the manifest's head"
             return [Finding(path, first, self._store.damaged(path, why).reason)]
+        if self._chain.head == self._kept:
+            self.kept_at = self._chain.position
         return list(self._told_wrongly())
 
     def _page(self, page: proof.Lists) -> None:
@@ -291,6 +356,8 @@ class _SegmentCheck:
         heads = self._chain.extend(page, marks)
         columns = [page[name] for name in LastEvent._fields[:-1]]
         for position, head in heads.items():
+            if head == self._kept:
+                self.kept_at = position
             facts = [column[position - after - 1] for column in columns]
             event = LastEvent._make([*facts, head])
             for message in self._ledger.disagreements(marks[position], event):
@@ -310,6 +377,7 @@ class _SegmentCheck:
         if told != (rows, ", ".join(sorted(self._dates)), sorted(self._lanes)):
             message = (
                 f"it does not say truly of which date, topics and groups the {rows:,} "
-                f"events in {segment.path} are: a replay might pass over some. {REMEDY}"
+                f"events in {segment.path} are: a replay might pass over some. "
+                f"{self._remedy}"
             )
             yield Finding(NAME, segment.first, message)

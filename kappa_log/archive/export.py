@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from kappa_log import chain
 from kappa_log.archive import layout
 from kappa_log.archive.manifest import (
+    FORMAT,
     NAME,
     File,
     Manifest,
@@ -26,11 +27,12 @@ from kappa_log.archive.manifest import (
     Segment,
     to_bytes,
 )
+from kappa_log.archive.presence import AbsentField, Presence
 from kappa_log.archive.reader import Archive, open_if_there
 from kappa_log.archive.snapshot import Snapshot, SnapshotWriter
 from kappa_log.archive.store import Store
 from kappa_log.archive.writing import Cut, SegmentWriter
-from kappa_log.errors import ArchiveDiverged, VerificationError
+from kappa_log.errors import ArchiveDiverged, UsageError, VerificationError
 from kappa_log.events import Position
 from kappa_log.storage import log, transfer
 from kappa_log.storage.database import Database
@@ -48,6 +50,10 @@ _OURS = re.compile(
     rf"|({'|'.join(layout.LEDGER)})/[0-9a-f]{{32}}\.parquet"
     r"|projections/\w+/build=\d+/\d{12,}(-[0-9a-f]{8})?\.parquet"
 )
+
+
+_TYPED = re.compile(r"events/date=[\d-]+/\d+-\d+-[0-9a-f]{8}\.parquet")
+"""Segments of a variant; see `layout.variant_of`."""
 
 
 class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +74,9 @@ class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
     projections: list[str]
     nulls: dict[str, int]
     """Payload column → values in new segments that were not of its type."""
+    absent: list[AbsentField]
+    """Payload columns whose field no event has, of those that were looked at: those
+    written, and the last ones of the topic."""
     notes: list[str]
     dry_run: bool = False
 
@@ -120,7 +129,7 @@ class Exporter:
         }
         segment_events, columns = self._wanted
         self._segment_events = old.segment_events if old else segment_events
-        self._notes: list[str] = []
+        self._notes = list(self._first_notes()) if old is None else []
         if self._segment_events != segment_events:
             self._notes.append(
                 f"the archive was begun with segments of {self._segment_events:,} "
@@ -130,6 +139,34 @@ class Exporter:
         if columns is None:
             columns = old.columns if old else []
         self._columns = sorted(columns, key=lambda column: column.name)
+
+    def _first_notes(self) -> Iterator[str]:
+        """Yield what to tell about a folder in which an archive begins.
+
+        Raises:
+            UsageError: It lies in another archive.
+        """
+        url = self._store.url
+        around = self._store.around(NAME, FORMAT.encode())
+        if around is not None:
+            msg = (
+                f"{url} lies in the archive {around}; an archive in an archive would "
+                "be taken for a part of it. Name a place outside. Nothing was changed"
+            )
+            raise UsageError(msg)
+        others = sorted(path for path in self._sizes if not _OURS.fullmatch(path))
+        if others:
+            yield (
+                f"{url} holds {len(others):,} other files, for instance {others[0]}; "
+                "they are left as they are"
+            )
+        is_typed = any(_TYPED.fullmatch(path) for path in self._sizes)
+        if is_typed and self._wanted[1] is None:
+            yield (
+                f"{url} has segments with typed columns, or from after an erasure, "
+                "but no manifest, which alone knew the columns: none are made. If it "
+                "had some, export again and name them: --columns TOPIC.FIELD:TYPE"
+            )
 
     def plan(self) -> ExportReport:
         """Return what an export would do; nothing is written.
@@ -155,6 +192,7 @@ class Exporter:
             deleted=0,
             projections=[],
             nulls={},
+            absent=self._absent(Presence(self._columns)),
             notes=self._notes,
             dry_run=True,
         )
@@ -205,8 +243,13 @@ class Exporter:
             deleted=deleted,
             projections=[rows.projection for rows in manifest.projections],
             nulls=writer.extractor.nulls,
+            absent=self._absent(writer.presence),
             notes=self._notes,
         )
+
+    def _absent(self, presence: Presence) -> list[AbsentField]:
+        presence.look_back(self._database)
+        return presence.absent()
 
     def _write(self, writer: SegmentWriter, cut: Cut, work: _Work) -> Segment:
         upto = work.snapshot.head.position

@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime
 from decimal import Decimal
+from difflib import get_close_matches
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ import pyarrow as pa
 from kappa_log.archive.layout import TIME
 from kappa_log.archive.manifest import PayloadColumn
 from kappa_log.columns import Unsettled, column
+from kappa_log.config import did_you_mean
 from kappa_log.errors import UsageError
 from kappa_log.fold import Projection
 
@@ -55,6 +57,10 @@ _ALIASES = {
 }
 
 
+_NAMED = [kind for kind in KINDS if kind != "enum"]
+"""Kinds that a column of a payload field may be declared as."""
+
+
 def fields_of(columns: Iterable[PayloadColumn]) -> list[pa.Field]:
     """Return the Arrow fields of payload columns; their kind is in the metadata."""
     return [field_of(c.name, c.type, nullable=True) for c in columns]
@@ -78,22 +84,41 @@ def parse_column(text: str, topics: Sequence[str]) -> PayloadColumn:
     """
     path, _, kind = text.rpartition(":")
     known = sorted((t for t in topics if path.startswith(f"{t}.")), key=len)
-    if not path or not known or path == f"{known[-1]}.":
+    if not kind or not all(path.rpartition(".")):
         names = ", ".join(topics) or "none yet"
         msg = (
             f"column {text!r} is not TOPIC.FIELD:TYPE, for instance "
             f"orders.amount:double; the log's topics are: {names}"
         )
         raise UsageError(msg)
-    kind = _ALIASES.get(kind.lower(), kind.lower())
-    if kind not in KINDS or kind == "enum":
-        names = ", ".join(k for k in KINDS if k != "enum")
-        msg = f"column {text!r}: type {kind!r} is none of {names}"
+    if not known:
+        raise UsageError(_no_topic(text, path, topics))
+    given, kind = kind, _ALIASES.get(kind.lower(), kind.lower())
+    if kind not in _NAMED:
+        near = get_close_matches(given.lower(), [*_NAMED, *_ALIASES], n=1)
+        hint = did_you_mean(given, near) if near else ""
+        msg = (
+            f"column {text!r}: type {given!r} is none of {', '.join(_NAMED)}, nor of "
+            f"their names in Arrow and SQL: {', '.join(_ALIASES)}{hint}"
+        )
         raise UsageError(msg)
     topic = known[-1]
     return PayloadColumn(
         name=path, topic=topic, field=path[len(topic) + 1 :], type=kind
     )
+
+
+def _no_topic(text: str, path: str, topics: Sequence[str]) -> str:
+    """Return what to tell about a column of a topic that is not there.
+
+    A topic may hold dots, so nobody knows where the one that was meant ends.
+    """
+    parts = path.split(".")
+    starts = [".".join(parts[:count]) for count in range(1, len(parts))]
+    near = (start for start in starts if get_close_matches(start, topics))
+    meant = next(near, starts[0])
+    hint = did_you_mean(meant, topics or ["none yet"])
+    return f"column {text!r}: the log has no topic '{meant}'{hint}"
 
 
 def columns_of(projection: Projection) -> list[PayloadColumn]:

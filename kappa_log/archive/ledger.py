@@ -73,6 +73,7 @@ class Ledger:
         self._store = archive.store
         self._files = archive.manifest.ledger
         self._end = archive.manifest.position
+        self._remedy = archive.manifest.remedy
         self._tell = tell
         self._told: Counter[str] = Counter()
         names = {source.id: source.name for source in archive.manifest.sources}
@@ -81,7 +82,8 @@ class Ledger:
         self._names = names
         tables = ledger_tables(Tables("", is_sqlite=True))
         self._schemas = {name: ledger_schema(table) for name, table in tables.items()}
-        self._is_readable = False
+        self.is_readable = False
+        """Whether the checkpoints' file is whole."""
         self.checkpoints = 0
         """Checkpoints that were read."""
 
@@ -89,25 +91,25 @@ class Ledger:
         """Prove the files, and that the ledger accounts for what it should."""
         lacking = [table for table in LEDGER if table not in self._files]
         if lacking:
-            message = f"it names no file of {', '.join(lacking)}. {manifest.REMEDY}"
+            message = f"it names no file of {', '.join(lacking)}. {self._remedy}"
             self._tell(Finding(manifest.NAME, None, message))
             return
-        self._is_readable = self._proved("checkpoints", self._check_checkpoints)
+        self.is_readable = self._proved("checkpoints", self._check_checkpoints)
         # Without them nobody knows what the others should be: then hashes must do.
-        known = self._is_readable
+        known = self.is_readable
         self._proved("offsets", self._check_offsets if known else self._check_hash)
         for table in ("duplicates", "failures"):
             self._proved(table, self._check_kept if known else self._check_hash)
         if self._unknown:
             message = (
                 f"it names no source {', '.join(map(str, sorted(self._unknown)))}, of "
-                f"which there are rows in the ledger. {manifest.REMEDY}"
+                f"which there are rows in the ledger. {self._remedy}"
             )
             self._tell(Finding(manifest.NAME, None, message))
 
     def marks(self) -> Generator[Checkpoint]:
         """Yield the checkpoints that have events, in order; none if damaged."""
-        if self._is_readable:
+        if self.is_readable:
             for row in self._checkpoints():
                 if row.last_position is not None and row.head is not None:
                     yield row

@@ -6,6 +6,7 @@ no clock, no host. Its own hash is in it, so that a damaged one is noticed, too.
 
 from __future__ import annotations
 
+import shlex
 from hashlib import sha256
 from typing import Any
 
@@ -19,8 +20,12 @@ NAME = "manifest.json"
 
 FORMAT = "kappa_log archive"
 
-REMEDY = "Put it back from a copy, or delete it and export anew"
-"""What to do about a manifest that is not as it should be."""
+_REMEDY = "Put it back from a copy, or delete it and export anew"
+
+_UNREADABLE = (
+    f"{_REMEDY}; if it had typed columns, name them again (--columns): nothing else "
+    "knows them"
+)
 
 _NO_DIGEST = ""
 
@@ -107,6 +112,17 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """SHA-256 of this text while this is empty, in hex."""
 
     @property
+    def remedy(self) -> str:
+        """What to do about a manifest that is not as it should be.
+
+        Nothing else knows which typed columns there are, so they are named.
+        """
+        if not self.columns:
+            return _REMEDY
+        named = (shlex.quote(f"{c.name}:{c.type}") for c in self.columns)
+        return f"{_REMEDY}, with its columns: --columns {' --columns '.join(named)}"
+
+    @property
     def files(self) -> list[File]:
         """All files but the manifest."""
         return [*self.segments, *self.ledger.values(), *self.projections]
@@ -151,7 +167,9 @@ def from_bytes(data: bytes, url: str) -> Manifest:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _damaged(url, f"it cannot be read ({error})") from None
     if to_bytes(manifest) != data:
-        raise _damaged(url, "it is not what was written: its hash differs")
+        raise _damaged(
+            url, "it is not what was written: its hash differs", manifest.remedy
+        )
     return manifest
 
 
@@ -165,5 +183,5 @@ def _not_ours(url: str) -> ArchiveDamaged:
     return ArchiveDamaged(url, NAME, why)
 
 
-def _damaged(url: str, why: str) -> ArchiveDamaged:
-    return ArchiveDamaged(url, NAME, f"{why}. {REMEDY}")
+def _damaged(url: str, why: str, remedy: str = _UNREADABLE) -> ArchiveDamaged:
+    return ArchiveDamaged(url, NAME, f"{why}. {remedy}")

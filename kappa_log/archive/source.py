@@ -91,6 +91,18 @@ class ArchiveSource:
         """
         return ArchiveReader(self, fold, only, rest)
 
+    def look(self, fold: Projection, upto: Position) -> None:
+        """See that the segments a fold would read are there; nothing is hashed.
+
+        Raises:
+            ArchiveDamaged: One is missing, or of another size.
+        """
+        self._archive.store.look(
+            segment
+            for segment in self.segments
+            if segment.first <= upto and _matching(segment, fold)
+        )
+
     def close(self) -> None:
         """End the thread and close all files."""
         self._thread.shutdown(cancel_futures=True)
@@ -302,6 +314,7 @@ class ArchiveReader:
         rest: EventReader,
     ) -> None:
         self._source = source
+        self._fold = fold
         self._topics = set(fold.topics)
         self._groups = None if fold.groups is None else set(fold.groups)
         self._entities = None
@@ -368,7 +381,8 @@ class ArchiveReader:
     def _files(self, indexes: range) -> list[_SegmentFile]:
         """Return the files of segments that have matching events, and prove them."""
         segments = self._source.segments
-        return [self._source.file(n) for n in indexes if self._matching(segments[n])]
+        wanted = [n for n in indexes if _matching(segments[n], self._fold)]
+        return [self._source.file(n) for n in wanted]
 
     def _slice(self, group: _Group, after: Position, upto: Position) -> EventPage:
         """Return the events of a row group in (after, upto]."""
@@ -435,7 +449,7 @@ class ArchiveReader:
     def _load_at(self, index: int, position: Position) -> _Group:
         """Return the row group of a segment that has a position."""
         segment = self._source.segments[index]
-        matching = self._matching(segment)
+        matching = _matching(segment, self._fold)
         if not matching:
             return _Group((index, 0), range(segment.first, segment.last + 1), ())
         opened = self._source.opened(index)
@@ -461,15 +475,6 @@ class ArchiveReader:
         index, number = group.place
         group.add(self._source.opened(index).read(number, names))
 
-    def _matching(self, segment: Segment) -> list[tuple[str, str]]:
-        """Return what of a segment's topics and groups is wanted."""
-        topics, groups = self._topics, self._groups
-        return [
-            (topic, group)
-            for topic, group in segment.lanes
-            if topic in topics and (groups is None or group in groups)
-        ]
-
     def _mask(self, table: pa.Table) -> pa.Array:
         """Return which events match."""
         wanted = [("topic", pa.array(sorted(self._topics), pa.string()))]
@@ -482,6 +487,16 @@ class ArchiveReader:
             for name, values in wanted
         ]
         return reduce(pc.and_, masks).combine_chunks()
+
+
+def _matching(segment: Segment, fold: Projection) -> list[tuple[str, str]]:
+    """Return what of a segment's topics and groups a fold wants."""
+    topics, groups = fold.topics, fold.groups
+    return [
+        (topic, group)
+        for topic, group in segment.lanes
+        if topic in topics and (groups is None or group in groups)
+    ]
 
 
 def _merged(pages: Sequence[EventPage]) -> EventPage:

@@ -11,9 +11,9 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -181,6 +181,26 @@ class Store:
             return f"the folder {folder} is empty"
         return f"the folder {folder} has no {name}"
 
+    def around(self, name: str, mark: bytes) -> str | None:
+        """Return the folder above this one that is an archive; None if none is.
+
+        Args:
+            name: The file that each archive has.
+            mark: What is written in it.
+        """
+        system, path = self.files.base_fs, self.files.base_path
+        if self.folder is not None:
+            path = self.folder.resolve().as_posix()
+        for parent in PurePosixPath(path).parents:
+            # What cannot be read is no archive of whoever asks.
+            with (
+                contextlib.suppress(OSError, pa.ArrowException),
+                system.open_input_stream(str(parent / name)) as stream,
+            ):
+                if mark in stream.read(CHUNK):
+                    return str(parent)
+        return None
+
     # --- reading ------------------------------------------------------------
 
     def read(self, path: str) -> bytes | None:
@@ -239,7 +259,7 @@ class Store:
             try:
                 stream = self.files.open_input_stream(file.path, buffer_size=0)
             except FileNotFoundError:
-                raise self.damaged(file.path, "it is missing") from None
+                raise self.missing(file.path) from None
             with stream:
                 while chunk := stream.read(CHUNK):
                     digest.update(chunk)
@@ -247,13 +267,47 @@ class Store:
                     if copy is not None:
                         copy.write(chunk)
         if digest.hexdigest() != file.sha256:
-            why = f"it has {size:,} bytes" if size != file.bytes else "its hash differs"
-            raise self.damaged(file.path, f"it is not what was written: {why}")
+            raise self._unlike(file, size)
+
+    def _unlike(self, file: File, size: int | None) -> ArchiveDamaged:
+        """Return the error about a file of another size, or hash if it is the same."""
+        if size is None:
+            return self.missing(file.path)
+        why = f"it has {size:,} bytes" if size != file.bytes else "its hash differs"
+        return self.damaged(file.path, f"it is not what was written: {why}")
 
     def damaged(self, path: str, why: str) -> ArchiveDamaged:
         """Return the error about a file that is not as it should be."""
-        remedy = "Put it back from a copy, or delete the manifest and export anew"
+        # The manifest stays: with it went the typed columns.
+        remedy = (
+            "Put it back from a copy, or, if kappa-log verify finds the log whole, "
+            "delete this file, and kappa-log export makes it again"
+        )
         return ArchiveDamaged(self.url, path, f"{why}. {remedy}")
+
+    def missing(self, path: str) -> ArchiveDamaged:
+        """Return the error about a file that is not there."""
+        remedy = (
+            "Put it back from a copy, or, if kappa-log verify finds the log whole, "
+            "kappa-log export makes it again"
+        )
+        return ArchiveDamaged(self.url, path, f"it is missing. {remedy}")
+
+    def look(self, files: Iterable[File]) -> None:
+        """See by one listing that files are there, as large as they were.
+
+        Raises:
+            ArchiveDamaged: One is not; the first of them is named.
+        """
+        sizes = self.sizes()
+        wrong = [file for file in files if sizes.get(file.path) != file.bytes]
+        if not wrong:
+            return
+        error = self._unlike(wrong[0], sizes.get(wrong[0].path))
+        if len(wrong) > 1:
+            more = f"{len(wrong) - 1:,} more: kappa-log verify --archive names them"
+            error = ArchiveDamaged(self.url, error.path, f"{error.reason}. And {more}")
+        raise error
 
     def sizes(self) -> dict[str, int]:
         """Return path → bytes of all files that are there."""

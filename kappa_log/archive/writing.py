@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from kappa_log.archive import layout, proof
 from kappa_log.archive.fields import Extractor
 from kappa_log.archive.manifest import PayloadColumn, Segment
+from kappa_log.archive.presence import Presence
 from kappa_log.archive.reader import schema_of
 from kappa_log.archive.store import Sink, Store
 from kappa_log.cursor import spans
@@ -68,6 +69,7 @@ class SegmentWriter:
         self._names = names
         self._schema = schema_of(columns)
         self.extractor = Extractor(columns)
+        self.presence = Presence(columns)
         self.events = 0
         """Events written so far."""
 
@@ -126,6 +128,7 @@ class SegmentWriter:
             None if text is None else text.encode() for text in values["payload"]
         ]
         arrays += self.extractor.arrays(values["topic"], values["payload"])
+        self.presence.look(values["topic"], values["payload"])
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema), values
 
 

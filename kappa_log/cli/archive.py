@@ -103,28 +103,50 @@ def import_(app: KappaLog, /, *, url: str | None, as_json: bool) -> None:
     output.next_steps("kappa-log project", "kappa-log verify")
 
 
-def print_archive(report: ArchiveReport) -> None:
-    """Print what was verified of an archive."""
-    output.print_verdict(
-        report,
-        [
-            ("archive", report.url),
+def print_archive(report: ArchiveReport, head: str | None) -> None:
+    """Print what was verified of an archive, and a head that was given."""
+    facts: list[tuple[str, object]] = [("archive", report.url)]
+    if report.position is None:
+        facts.append(("compared", "with nothing: its manifest cannot be read"))
+    else:
+        events = output.number(report.events)
+        if report.events != report.position:
+            events += f" proved, of {output.number(report.position)}"
+        facts += [
             ("files", report.files),
             ("bytes", report.bytes),
-            ("events", report.events),
+            ("events", events),
             ("checkpoints", report.checkpoints),
             ("position", report.position),
-            ("head", report.head or None),
-            ("compared", "with the log" if report.compared else "with no log"),
-        ],
-    )
+            ("head", report.head),
+            ("compared", _compared(report)),
+        ]
+        if head is not None and report.kept_head is not None:
+            at = f"it is the one at position {output.number(report.kept_head)}"
+            facts.append(("kept head", at))
+    output.print_verdict(report, facts)
+
+
+def _compared(report: ArchiveReport) -> str:
+    """Return what its end was held against, and how far that is."""
+    if not report.compared:
+        return "with no log"
+    if report.behind is None:
+        return "with the log: it is not of it"
+    if not report.behind:
+        return "with the log, which ends there"
+    more = output.plural(report.behind, "event")
+    return f"with the log, which has {more} more: kappa-log export"
 
 
 def _print_export(report: ExportReport, to: str | None) -> None:
+    from kappa_log.archive.presence import told
+
     output.line(output.safe(report.url))
     new = output.plural(report.segments_written, "segment")
     written = f"{output.plural(report.events, 'event')} in {new}"
     names = ", ".join(report.projections)
+    absent = ", ".join(found.column for found in report.absent)
     if not report.dry_run:
         written += f", {output.plural(report.bytes_written, 'byte')} in all"
     output.print_fields(
@@ -134,19 +156,25 @@ def _print_export(report: ExportReport, to: str | None) -> None:
             ("would write" if report.dry_run else "written", written),
             ("kept", output.plural(report.segments_kept, "segment")),
             *([] if report.dry_run else [("projections", names or None)]),
+            *([("not found", absent)] if absent else []),
         ],
         indent="  ",
     )
     for name, count in report.nulls.items():
         values = output.plural(count, "value")
         output.say(f"{name}: {values} of another type became NULL.")
+    for note in told(report.absent):
+        output.say(f"Note: {note}")
     for note in report.notes:
         output.say(f"Note: {note}.")
     if report.dry_run:
         return
+    prove = "kappa-log verify --archive"
     if to is not None:
-        output.next_steps(f"kappa-log verify --archive {shlex.quote(to)}")
-    else:
-        output.next_steps(
-            "kappa-log verify --archive", "kappa-log replay --from archive"
+        prove += f" {shlex.quote(to)}"
+    if report.segments_kept:
+        output.say(
+            f"Kept files have their sizes, and were not hashed: {prove} does it."
         )
+    replay = ["kappa-log replay --from archive"] if to is None else []
+    output.next_steps(prove, *replay)

@@ -186,11 +186,11 @@ def verify(
     The live rows of each PROJECTION that is named are compared with a fresh fold.
     """
     if archive is not None:
-        if names or head:
-            msg = "--archive verifies an archive alone; give no PROJECTION and no head."
+        if names:
+            msg = "--archive verifies an archive alone; give no PROJECTION."
             raise click.UsageError(msg)
         url = None if archive == _CONFIGURED else archive
-        return _verify_archive(app, url, as_json=as_json)
+        return _verify_archive(app, url, head, as_json=as_json)
     with output.Meter() as meter:
         report = app.verify(
             head=head,
@@ -204,16 +204,19 @@ def verify(
     return 0 if report.ok else NOT_VERIFIED
 
 
-def _verify_archive(app: KappaLog, url: str | None, *, as_json: bool) -> int:
+def _verify_archive(
+    app: KappaLog, url: str | None, head: str | None, *, as_json: bool
+) -> int:
     with output.Meter() as meter:
         report = app.verify_archive(
             url,
+            head=head,
             on_step=meter.step,
         )
     if as_json:
         output.print_json(output.to_json(report))
     else:
-        print_archive(report)
+        print_archive(report, head)
     return 0 if report.ok else NOT_VERIFIED
 
 

@@ -135,6 +135,25 @@ def head_at(
     return None if found is None else bytes(found)
 
 
+def position_of(
+    connection: sa.Connection, database: Database, digest: bytes
+) -> Position | None:
+    """Return where a head of the chain is; None if no batch ended in it."""
+    table = database.tables.checkpoints
+    query = sa.select(table.c.last_position).where(table.c.head == digest)
+    found: Position | None = connection.scalar(query.limit(1))
+    return found
+
+
+def last_of_topic(
+    connection: sa.Connection, database: Database, topic: str
+) -> Position:
+    """Return the position of a topic's last event; 0 if it has none."""
+    table = database.tables.checkpoints
+    last = sa.func.max(table.c.last_position)
+    return connection.scalar(sa.select(last).where(table.c.topic == topic)) or 0
+
+
 def erasure_epoch(connection: sa.Connection, database: Database) -> int:
     """Return how often something was erased."""
     return connection.scalar(sa.select(database.tables.head.c.erasure_epoch)) or 0
