@@ -131,12 +131,15 @@ def _compared(report: ArchiveReport) -> str:
     """Return what its end was held against, and how far that is."""
     if not report.compared:
         return "with no log"
+    said = "with the log"
+    if report.events != report.position:
+        said += " by what the manifest says"
     if report.behind is None:
-        return "with the log: it is not of it"
+        return f"{said}: it is not of it"
     if not report.behind:
-        return "with the log, which ends there"
+        return f"{said}, which ends there"
     more = output.plural(report.behind, "event")
-    return f"with the log, which has {more} more: kappa-log export"
+    return f"{said}, which has {more} more (kappa-log export)"
 
 
 def _print_export(report: ExportReport, to: str | None) -> None:
@@ -174,7 +177,8 @@ def _print_export(report: ExportReport, to: str | None) -> None:
         prove += f" {shlex.quote(to)}"
     if report.segments_kept:
         output.say(
-            f"Kept files have their sizes, and were not hashed: {prove} does it."
+            "Kept segments are there, as large as they were; they were not proved "
+            f"anew: {prove} does it."
         )
     replay = ["kappa-log replay --from archive"] if to is None else []
     output.next_steps(prove, *replay)
