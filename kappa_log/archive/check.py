@@ -177,7 +177,7 @@ class _Check:
             message = (
                 f"a row was made by the event at position {last:,}, but the manifest "
                 f"says that the rows are those at {rows.position:,}. Delete this "
-                "file, and kappa-log export makes it again"
+                "file, and kappa-log export writes it anew"
             )
             self._found(rows.path, last, message)
 

@@ -157,8 +157,8 @@ class Exporter:
         others = sorted(path for path in self._sizes if not _OURS.fullmatch(path))
         if others:
             yield (
-                f"{url} holds {len(others):,} other files, for instance {others[0]}; "
-                "they are left as they are"
+                f"{url} is a folder with other files, {len(others):,} of them, for "
+                f"instance {others[0]}; they are left as they are"
             )
         is_typed = any(_TYPED.fullmatch(path) for path in self._sizes)
         if is_typed and self._wanted[1] is None:
@@ -259,11 +259,31 @@ class Exporter:
             work.head,
             lambda position: self._step("events", position, upto),
         )
+        self._require_known_head(segment)
         work.written += 1
         work.bytes_written += segment.bytes
         if cut.sealed:
             self._note(work, segment)
         return segment
+
+    def _require_known_head(self, segment: Segment) -> None:
+        """Refuse events that are not those of the segment that is written again.
+
+        Segments behind it may be kept, and their heads with them: then the end alone
+        would not tell that the log was changed in the middle.
+        """
+        if self._old is None:
+            return
+        old = self._old.manifest
+        if any(k.last == segment.last and k.head != segment.head for k in old.segments):
+            self._store.delete(segment.path)
+            msg = (
+                f"the log's events at positions {segment.first:,} to {segment.last:,} "
+                f"do not hash to the head that {NAME} of {self._store.url} has there; "
+                "they were not kept. See: kappa-log verify. If it finds the log whole, "
+                f"{NAME} is wrong. {old.remedy}"
+            )
+            raise VerificationError(msg)
 
     def _manifest(self, work: _Work) -> Manifest:
         snapshot = work.snapshot

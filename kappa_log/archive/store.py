@@ -281,7 +281,7 @@ class Store:
         # The manifest stays: with it went the typed columns.
         remedy = (
             "Put it back from a copy, or, if kappa-log verify finds the log whole, "
-            "delete this file, and kappa-log export makes it again"
+            "delete this file, and kappa-log export writes it anew"
         )
         return ArchiveDamaged(self.url, path, f"{why}. {remedy}")
 
@@ -289,7 +289,7 @@ class Store:
         """Return the error about a file that is not there."""
         remedy = (
             "Put it back from a copy, or, if kappa-log verify finds the log whole, "
-            "kappa-log export makes it again"
+            "kappa-log export writes it anew"
         )
         return ArchiveDamaged(self.url, path, f"it is missing. {remedy}")
 

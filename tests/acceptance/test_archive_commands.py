@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 from pyarrow.fs import FileSystem
 
+from kappa_log import KappaLog
+from kappa_log.archive.reader import Archive
 from kappa_log.cli import run
+from kappa_log.errors import ArchiveDamaged, UsageError
 from support.archives import files
 
 BIKES = """
@@ -145,16 +148,134 @@ def test_columns_are_declared_one_by_one_or_by_a_projection(
         *(("rides.bike", "str"), ("rides.km", "float"), ("rides.n", "int"))
     ]
 
-    for declared in ("rides:int", "rides.:int", "rides.n", "walks.n:int", "x"):
-        said = typed("export", "--columns", declared, code=2)
-        assert "TOPIC.FIELD:TYPE" in said
-        assert "rides" in said
+    said = typed("export", "--columns", "rides.n", code=2)
+    assert "TOPIC.FIELD:TYPE" in said
+    assert "topics are: rides" in said
+    assert "did you mean rides?" in typed("export", "--columns=rids.n:int", code=2)
     assert "none of int" in typed("export", "--columns", "rides.n:number", code=2)
     assert "declares no payload=" in typed("export", "--columns-of=plain", code=2)
     assert "not registered" in typed("export", "--columns-of=nobody", code=2)
     twice = ("--columns-of=bikes", "--columns=rides.n:str")
     assert "declared" in typed("export", *twice, code=2)
     assert "no other columns" in typed("export", "--no-columns", *twice, code=2)
+
+
+def test_a_column_of_a_field_that_no_event_has_is_told(
+    typed: Type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistyped one is NULL throughout; by a plan, an export, and exports after it."""
+    wrong = ("export", "--columns=rides.kmm:double", "--columns=rides.km:double")
+    for command in ((*wrong, "--dry-run"), wrong, ("export",)):
+        (absent,) = typed(*command, "--json")["absent"]
+        assert (absent["column"], absent["events"], absent["near"]) == (
+            *("rides.kmm", 40, "km"),
+        )
+    said = typed("export")
+    assert "not found    rides.kmm" in said
+    assert typed("export", "--columns=rides.km:double", "--json")["absent"] == []
+    capsys.readouterr()
+    assert run(list(wrong)) == 0
+    assert "has a field 'kmm', so it is NULL there; did you mean km?" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_damaged_archive_is_mended_with_its_columns(
+    typed: Type, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As what is said of it tells: the file deleted, or the manifest and the names."""
+    typed("export", "--columns=rides.km:double")
+    before = files(tmp_path / "archive")
+    manifest = tmp_path / "archive" / "manifest.json"
+    (segment,) = (tmp_path / "archive").glob("events/*/*.parquet")
+    segment.write_bytes(segment.read_bytes()[:-1] + b"?")
+
+    capsys.readouterr()
+    assert run(["export"]) == 0
+    assert "they were not proved anew: kappa-log verify --archive does it" in (
+        capsys.readouterr().err
+    )
+    said = typed("verify", "--archive", code=4)
+    assert "events       0 proved, of 40" in said
+    assert "with the log by what the manifest says, which ends there" in said
+    assert "delete this file, and kappa-log export writes it anew" in said
+    replay = ("replay", "bikes", "--from=archive")
+    segment.write_bytes(segment.read_bytes()[:-1])
+    assert f"{segment.name}: it is not what was written: it has" in (
+        typed(*replay, "--dry-run", code=4)
+    )
+    segment.unlink()
+    for command in ((*replay, "--dry-run"), replay, ("verify", "--archive")):
+        assert "it is missing. Put it back from a copy, or" in typed(*command, code=4)
+    typed("export")
+    assert files(tmp_path / "archive") == before
+
+    manifest.write_text(manifest.read_text().replace('"rows": 40', '"rows": 41'))
+    said = typed("verify", "--archive", code=4)
+    assert "export anew, with its columns: --columns rides.km:float" in said
+    assert "compared  with nothing: its manifest cannot be read" in said
+    assert "position" not in said
+    manifest.write_text("{")
+    said = typed("verify", "--archive", code=4)
+    assert "if it had typed columns, name them again" in said
+    manifest.unlink()
+    (note,) = typed("export", "--dry-run", "--json")["notes"]
+    assert "name them: --columns" in note
+    typed("export", "--columns=rides.km:float")
+    assert files(tmp_path / "archive") == before
+
+
+def test_an_archive_is_held_against_the_log_and_a_head_kept_elsewhere(
+    typed: Type, tmp_path: Path, other_url: str
+) -> None:
+    """How far it is behind is said; a head that is not in it is a finding."""
+    first = typed("verify", "--json")["head"]
+    ride(tmp_path, 50)
+    typed("ingest", "rides.jsonl", "--topic=rides", "--entity-id=bike")
+    end = typed("export", "--json")["head"]
+    ride(tmp_path, 54)
+    typed("ingest", "rides.jsonl", "--topic=rides", "--entity-id=bike")
+    now = typed("verify", "--json")["head"]
+    alone = ("--url", other_url, "verify", "--archive", "archive")
+
+    assert "with the log, which has 4 events more" in typed("verify", "--archive")
+    assert typed("verify", "--archive", "--json")["behind"] == 4
+    for head, position, limits in ((first, 40, 1), (end, 50, 0), ("0" * 64, 0, 1)):
+        for found in (
+            typed("verify", "--archive", "--head", head, "--json"),
+            typed(*alone, "--head", head, "--json"),
+        ):
+            assert (found["ok"], found["kept_head"]) == (True, position)
+        assert len(found["limits"]) == limits
+    assert "kept head    it is the one at position 40" in (
+        typed("verify", "--archive", "--head", first)
+    )
+    said = typed("verify", "--archive", "--head", now, code=4)
+    assert "is the log's at position 54, past the end of the archive, 50" in said
+    (finding,) = typed(*alone, "--head", now, "--json", code=4)["findings"]
+    assert "is no head of this archive" in finding["message"]
+    shutil.rmtree(tmp_path / "archive" / "checkpoints")
+    said = typed("verify", "--archive", "--head", first, code=4)
+    assert "was not met in what is whole of this archive" in said
+
+
+def test_an_archive_begins_outside_of_others(typed: Type, tmp_path: Path) -> None:
+    """In another one it would be taken for a part; other files are mentioned."""
+    typed("export")
+    (tmp_path / "link").symlink_to("archive/events")
+    before = files(tmp_path / "archive")
+
+    for inside in ("archive/events", "archive/a/b", "link/c"):
+        for more in ((), ("--dry-run",)):
+            said = typed("export", "--to", inside, *more, code=2)
+            assert f"{inside} lies in the archive {tmp_path / 'archive'};" in said
+    assert files(tmp_path / "archive") == before
+    (note,) = typed("export", "--to=projections", "--json")["notes"]
+    assert note == (
+        "projections is a folder with other files, 1 of them, for instance bikes.py; "
+        "they are left as they are"
+    )
+    assert typed("export", "--to=projections", "--json")["notes"] == []
 
 
 def test_what_cannot_be_an_archive_is_said(
@@ -169,7 +290,7 @@ def test_what_cannot_be_an_archive_is_said(
     assert "no archive at nowhere" in typed("verify", "--archive", "nowhere", code=69)
     assert "no archive" in typed("--url", other_url, "import", "nowhere", code=69)
     assert "kappa-log export" in typed("replay", "bikes", "--from=archive", code=69)
-    assert "no head" in typed("verify", "--archive=x", "bikes", code=2)
+    assert "no PROJECTION" in typed("verify", "--archive=x", "bikes", code=2)
 
     typed("export")
     before = files(tmp_path / "archive")
@@ -343,8 +464,20 @@ def test_the_archive_may_be_in_an_object_store(
         ) as other:
             other.import_archive(bucket)
             assert contents(other) == contents(app)
-        path = archive.manifest.segments[1].path
-        with system.open_output_stream(path) as out:
-            out.write(there[path][:-1] + b"!")
-        (finding,) = app.verify_archive(bucket).findings
-        assert finding.what == path
+        _damage(app, bucket, archive)
+
+
+def _damage(app: KappaLog, bucket: str, archive: Archive) -> None:
+    """See that what is wrong with an archive in an object store is found there, too."""
+    path, system = archive.manifest.segments[1].path, archive.store.files
+    with pytest.raises(UsageError, match="lies in the archive bucket/logs/mine"):
+        app.export(bucket.replace("mine", "mine/events"))
+    assert app.verify_archive(bucket, head=archive.manifest.head).ok
+    data = system.open_input_stream(path).read()
+    with system.open_output_stream(path) as out:
+        out.write(data[:-1] + b"!")
+    (finding,) = app.verify_archive(bucket).findings
+    assert finding.what == path
+    system.delete_file(path)
+    with pytest.raises(ArchiveDamaged, match=f"{path}: it is missing"):
+        app.plan_replay("everything", source="archive")

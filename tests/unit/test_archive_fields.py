@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
 
 from kappa_log.archive.fields import KINDS, Extractor, parse_column
+from kappa_log.archive.presence import Presence, told
+from kappa_log.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -66,3 +69,43 @@ def test_a_decimal_keeps_the_digits_of_its_text() -> None:
 
     assert exact.to_pylist() == ["0.1000000000000000000001"]
     assert plain.to_pylist() == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ("orders.n:doubl", "timestamp, timestamptz, numeric; did you mean double?"),
+        ("orders.n:enum", "type 'enum' is none of int, "),
+        ("order.n:int", "no topic 'order'; did you mean orders?"),
+        ("shop.ride.n:int", "no topic 'shop.ride'; did you mean shop.rides?"),
+        ("x.n:int", "no topic 'x'; there are: orders, shop.rides"),
+        ("orders.n", "is not TOPIC.FIELD:TYPE"),
+        ("orders.n:", "is not TOPIC.FIELD:TYPE"),
+        ("orders.:int", "is not TOPIC.FIELD:TYPE"),
+        ("orders:int", "is not TOPIC.FIELD:TYPE"),
+    ],
+)
+def test_what_is_wrong_in_a_declaration_is_named(declared: str, said: str) -> None:
+    """The topic, the type or the form: each with what was meant."""
+    with pytest.raises(UsageError, match=re.escape(said)):
+        parse_column(declared, ["orders", "shop.rides"])
+
+
+def test_a_field_that_no_payload_has_is_told_with_what_was_meant() -> None:
+    """One that is null is there; events of other topics and erased ones say nothing."""
+    declared = ("t.amont:int", "t.a.z:int", "t.here:int", "t.late:int", "other.x:int")
+    presence = Presence([parse_column(text, ["t", "other"]) for text in declared])
+
+    first = '{"amount":1,"here":null,"a":{"b":2}}'
+    presence.look(
+        ["t", "t", "x", "t", "other"],
+        [first, '{"late":3}', '{"amont":1}', "[4]", None],
+    )
+
+    nested, typo = presence.absent()
+    assert (typo.column, typo.events, typo.near) == ("t.amont", 3, "amount")
+    assert (nested.column, nested.near) == ("t.a.z", "a.b")
+    assert nested.there == ["a", "a.b", "amount", "here", "late"]
+    (_, said) = told([nested, typo])
+    assert said.startswith("column t.amont: none of the 3 events of 't'")
+    assert said.endswith("; did you mean amount?")
