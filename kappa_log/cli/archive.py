@@ -47,8 +47,8 @@ def export(
 ) -> None:
     """Write the log as Parquet: what is new, with a manifest.
 
-    TYPE is int, float, decimal, str, bool, bytes, date, datetime or json, or one of
-    Arrow's names for them, such as double. Columns that were named once stay.
+    TYPE is int, float, decimal, str, bool, bytes, date, datetime or json, or a name
+    of them in Arrow or SQL, such as double. Columns that were named once stay.
     """
     if no_columns and (columns or columns_of):
         msg = "--no-columns goes with no other columns."
