@@ -59,7 +59,7 @@ class ArchiveReport(msgspec.Struct, frozen=True, kw_only=True):
     """Where the head is that was kept elsewhere; None if it is not there, or there is
     none."""
     findings: list[Finding]
-    """``what`` is the file, or ``log``."""
+    """``what`` is the file, ``log``, or ``head`` for the one that was given."""
     limits: list[str]
 
 

@@ -96,7 +96,7 @@ def parse_column(text: str, topics: Sequence[str]) -> PayloadColumn:
     given, kind = kind, _ALIASES.get(kind.lower(), kind.lower())
     if kind not in _NAMED:
         near = get_close_matches(given.lower(), [*_NAMED, *_ALIASES], n=1)
-        hint = did_you_mean(given, near) if near else ""
+        hint = did_you_mean(given.lower(), near) if near else ""
         msg = (
             f"column {text!r}: type {given!r} is none of {', '.join(_NAMED)}, nor of "
             f"their names in Arrow and SQL: {', '.join(_ALIASES)}{hint}"

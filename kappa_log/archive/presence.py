@@ -16,12 +16,16 @@ import msgspec
 
 from kappa_log.archive.manifest import PayloadColumn
 from kappa_log.config import did_you_mean
+from kappa_log.cursor import spans
 from kappa_log.storage import transfer
 from kappa_log.storage.database import Database
 from kappa_log.storage.log import LogReader
 
 SAMPLE = 2_048
 """Positions up to a topic's last event that are looked at."""
+
+PAGE = 256
+"""Positions that are read at once."""
 
 NAMED = 500
 """Names of fields of a topic that are kept, to find what was meant among them."""
@@ -71,11 +75,13 @@ class Presence:
         for topic in list(self._wanted):
             with database.read() as connection:
                 upto = transfer.last_of_topic(connection, database, topic)
-            page = LogReader(database, [topic]).page(max(0, upto - SAMPLE), upto)
-            texts = page.column("payload_text")
             # As a rule what was written is among them: it is not counted twice.
             before, self._events[topic] = self._events[topic], 0
-            self.look([topic] * len(texts), texts)
+            reader = LogReader(database, [topic])
+            for after, until in spans(max(0, upto - SAMPLE), upto, PAGE):
+                if topic in self._wanted:
+                    texts = reader.page(after, until).column("payload_text")
+                    self.look([topic] * len(texts), texts)
             self._events[topic] = max(before, self._events[topic])
 
     def absent(self) -> list[AbsentField]:
