@@ -22,7 +22,8 @@ from kappa_log.storage.database import Database
 from kappa_log.storage.log import LogReader
 
 SAMPLE = 2_048
-"""Positions up to a topic's last event that are looked at."""
+"""Positions up to a topic's last event that are looked at; and events of a topic that
+are asked for the names of their fields."""
 
 PAGE = 256
 """Positions that are read at once."""
@@ -104,7 +105,7 @@ class Presence:
             return
         self._wanted[topic] = wanted
         names = self._names[topic]
-        if len(names) < NAMED:
+        if len(names) < NAMED and self._events[topic] <= SAMPLE:
             depth = max(column.field.count(".") for column in wanted)
             names.update(_fields(payload, depth))
 
