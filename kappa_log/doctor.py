@@ -11,6 +11,7 @@ import msgspec
 from kappa_log.decoders import EXTRAS
 from kappa_log.errors import KappaLogError
 from kappa_log.listeners import configured_listener
+from kappa_log.replay import way_out, why_unfinished
 from kappa_log.storage.database import sqlite_module
 
 if TYPE_CHECKING:
@@ -151,7 +152,15 @@ def _cluster_checks(config: Config) -> Iterator[Check]:
 def _state_checks(app: KappaLog) -> Iterator[Check]:
     for status in app.projections():
         behind = status.lag.events if status.lag else 0
-        if status.stale:
+        if status.version is None:
+            yield Check(
+                f"projection {status.name}",
+                ok=False,
+                detail="has builds, but its code is not registered any more",
+                remedy="restore its code, or: kappa-log projections drop "
+                f"{status.name} --all",
+            )
+        elif status.stale:
             yield Check(
                 f"projection {status.name}",
                 ok=False,
@@ -162,12 +171,13 @@ def _state_checks(app: KappaLog) -> Iterator[Check]:
             yield Check(
                 f"projection {status.name}",
                 ok=True,
-                detail=f"{behind:,} events behind; kappa-log project {status.name}",
+                detail=f"{behind:,} events behind; kappa-log project {status.name} "
+                "folds them, or says why it cannot",
             )
     for row in app.replays(unfinished=True):
         yield Check(
             f"replay {row.id}",
             ok=False,
-            detail=f"of {row.projection} has not ended (at '{row.phase}')",
-            remedy=f"kappa-log replay --resume {row.id}",
+            detail=f"of {row.projection} {why_unfinished(row)}",
+            remedy=way_out(row),
         )

@@ -11,7 +11,7 @@ import msgspec
 import sqlalchemy as sa
 
 from kappa_log.config import OnError
-from kappa_log.errors import UsageError
+from kappa_log.errors import ProjectionNotFound, UsageError
 from kappa_log.events import ORIGIN, Position
 from kappa_log.fold import Projection, Registry
 from kappa_log.project import Filling, OnProgress, Runner, check_groups
@@ -154,7 +154,7 @@ class Planner:
             ProjectionNotFound: No such projection is registered.
             UsageError: The request contradicts itself, or needs a full replay.
         """
-        fold = self._registry.latest(name)
+        fold = self._registered(name)
         _check_request(request)
         with self._database.read() as connection:
             check_groups(connection, self._database, fold)
@@ -201,6 +201,17 @@ class Planner:
             keys=None,
             **common,  # type: ignore[arg-type]
         ), None
+
+    def _registered(self, name: str) -> Projection:
+        if name in self._registry.names:
+            return self._registry.latest(name)
+        with self._database.read() as connection:
+            is_built = bool(builds.of(connection, self._database, name))
+        hint = (
+            "It has builds: restore its code, or drop all of it: kappa-log projections "
+            f"drop {name} --all"
+        )
+        raise ProjectionNotFound(name, self._registry.names, hint if is_built else "")
 
     def _since(
         self,

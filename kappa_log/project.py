@@ -552,10 +552,13 @@ def stale(registry: Registry, build: Build, parked_keys: int = 0) -> StaleCode:
         if can_declare and parked_keys
         else ""
     )
-    msg = (
-        f"{build.label} waits at position {build.cursor}: {why}. "
+    run = (
         f"Run: kappa-log replay {build.projection}{also}{keys}"
+        if known
+        else "Restore it, or drop all of the projection: kappa-log projections drop "
+        f"{build.projection} --all"
     )
+    msg = f"{build.label} waits at position {build.cursor}: {why}. {run}"
     return StaleCode(build.projection, build.number, parts, msg)
 
 

@@ -24,6 +24,7 @@ import sqlalchemy as sa
 
 from kappa_log.errors import (
     AlreadyRunning,
+    KappaLogError,
     NotFound,
     ProjectionError,
     StaleCode,
@@ -38,11 +39,38 @@ from kappa_log.plan import (
     allowed_changes,
 )
 from kappa_log.steps import ReplayReport, Steps, nothing_to_do
-from kappa_log.storage import builds, log, parked, replays
+from kappa_log.storage import builds, log, parked, replays, views
 from kappa_log.storage.builds import Build, Mixed
 from kappa_log.storage.replays import ReplayRow
 from kappa_log.storage.rows import RowStore, copy_rows
 from kappa_log.swap import Swap, Swapper, catch_up
+
+
+def why_unfinished(row: ReplayRow) -> str:
+    """Return why a replay has not ended, after its name."""
+    if row.failure is None:
+        return f"was interrupted while it did '{row.phase}'"
+    at = f"{row.failure.position:,}"
+    return f"failed in its fold at position {at}: {row.failure.reason}"
+
+
+def way_out(row: ReplayRow) -> str:
+    """Return what can be done about a replay that has not ended."""
+    if row.failure is not None:
+        return _after_failure(row)
+    return (
+        f"go on: kappa-log replay --resume {row.id}; or drop it: "
+        f"kappa-log replay --cancel {row.id}"
+    )
+
+
+def _after_failure(row: ReplayRow) -> str:
+    # Mended code is other code, by which it cannot be resumed.
+    return (
+        f"fix the fold, drop this replay (kappa-log replay --cancel {row.id}) and "
+        "replay again; or, where the fold is right and something that it uses was "
+        f"amiss, go on: kappa-log replay --resume {row.id}"
+    )
 
 
 class Replayer:
@@ -206,6 +234,65 @@ class Replayer:
                 with_parked=behind,
             ).run()
 
+    def drop_all(self, name: str, *, dry_run: bool, reason: str | None) -> list[Build]:
+        """Drop all builds of a projection whose code is gone, and its view.
+
+        A replay of it that has not ended is cancelled. Numbers are not used again.
+
+        Returns:
+            What was, or would be, dropped.
+
+        Raises:
+            NotFound: It has no build.
+            UsageError: Its code is registered, or users' views read its view; nothing
+                was dropped.
+            AlreadyRunning: Another process replays it.
+        """
+        if name in self._context.registry.names:
+            msg = (
+                f"'{name}' is registered, so the next kappa-log project would make it "
+                "anew; nothing was dropped. Remove its code first; or to fold it all "
+                f"again: kappa-log replay {name}"
+            )
+            raise UsageError(msg)
+        with self._running(name), self._database.write() as connection:
+            found = builds.of(connection, self._database, name)
+            if not found:
+                raise NotFound("build of", name, "See: kappa-log projections list")
+            views.refuse_dependants(connection, self._database, name)
+            if not dry_run:
+                self._drop_all(connection, name, found, reason)
+        return found
+
+    def _drop_all(
+        self,
+        connection: sa.Connection,
+        name: str,
+        found: list[Build],
+        reason: str | None,
+    ) -> None:
+        database, now = self._database, self._context.clock()
+        views.limit_waiting(connection, database)
+        for build in found:
+            # Whoever still folds it finds its cursor gone, and writes no row.
+            builds.lock_cursor(connection, database, build)
+        for row in replays.listed(
+            connection, database, projection=name, unfinished=True
+        ):
+            end: dict[str, Any] = {"phase": "done", "outcome": "cancelled"}
+            replays.update(connection, database, row.id, now=now, **end)
+        views.drop_view(connection, database, name)
+        for build in found:
+            builds.drop(connection, database, build)
+        act = replays.Audit(
+            who=self._context.who,
+            action="drop",
+            subject=name,
+            detail={"builds": [build.number for build in found]},
+            reason=reason,
+        )
+        replays.write_audit(connection, database, act, now)
+
     # --- running ------------------------------------------------------------
 
     def _tell(self, plan: ReplayPlan) -> None:
@@ -226,10 +313,10 @@ class Replayer:
             )
         if left:
             row = left[0]
+            way = way_out(row)
             msg = (
-                f"replay {row.id} of '{name}' was interrupted while it did "
-                f"'{row.phase}'. Go on: kappa-log replay --resume {row.id}; or drop "
-                f"it: kappa-log replay --cancel {row.id}"
+                f"replay {row.id} of '{name}' {why_unfinished(row)}. "
+                f"{way[0].upper()}{way[1:]}"
             )
             raise AlreadyRunning(msg)
 
@@ -341,10 +428,9 @@ class Replayer:
         try:
             return steps.run()
         except ProjectionError as error:
-            remedy = (
-                f"The live build was not changed. Fix the fold and drop this replay "
-                f"(kappa-log replay --cancel {row.id}), then replay again"
-            )
+            steps.note_failure(error)
+            way = _after_failure(row)
+            remedy = f"The live build was not changed. {way[0].upper()}{way[1:]}"
             raise ProjectionError(
                 error.projection,
                 error.position,
@@ -352,6 +438,14 @@ class Replayer:
                 key=error.key,
                 remedy=remedy,
             ) from error
+        except KappaLogError as error:
+            if not steps.has_ended:
+                error.add_note(
+                    f"Replay {row.id} has not ended; the live build was not changed. "
+                    f"Once that is mended, go on: kappa-log replay --resume {row.id}; "
+                    f"or give it up: kappa-log replay --cancel {row.id}"
+                )
+            raise
 
     def _code_of(self, row: ReplayRow, shadow: Build) -> Projection:
         fold = self._context.registry.made_by(row.projection, shadow.fingerprints)

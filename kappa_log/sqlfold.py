@@ -426,7 +426,19 @@ class SqlFolding(Folding):
                 bad, error = middle, found
             else:
                 good = middle
-        return self._failed(bad, error.key, str(error))
+        reason = self._blamed(batch, bad) or str(error)
+        return self._failed(bad, error.key, reason)
+
+    def _blamed(self, batch: _Tables | _Files, position: Position) -> str | None:
+        """Return which text cannot be computed for an event, and why, if one cannot."""
+        self._show(batch, position)
+        event = f"(SELECT * FROM page WHERE position = {position})"
+        for what, computed in self._sql.texts:
+            try:
+                self._rows(f"SELECT {computed} FROM {event}")
+            except _faults() as error:
+                return f"{what}: {_first_line(error)}"
+        return None
 
     @override
     def drain(self) -> dict[Any, tuple[Any, Position]]:
@@ -606,6 +618,12 @@ class Statements:
         self._keyed = f"(SELECT *, {made} FROM page) AS events"
         aggregates = [a for n, column in enumerate(columns) for a in _parts(n, column)]
         self._aggregates = ", ".join(aggregates)
+        self.texts = [("key", part.sql) for part in keys.parts]
+        """What each text of the declaration is for, and what is computed by it."""
+        self.texts += [
+            (f"column '{name}'", ", ".join(_parts(number, column)))
+            for number, (name, column) in enumerate(fold.columns.items())
+        ]
         self.missing = (
             f"SELECT {self.keys} FROM partial ANTI JOIN states USING ({self.keys}) "
             f"WHERE NOT ({self.is_unkeyed})"

@@ -6,12 +6,13 @@ replay goes on where it was. The swap commits with the end of the replay.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
-from kappa_log.errors import DatabaseBusy, UsageError
+from kappa_log.errors import DatabaseBusy, ProjectionError, StorageError, UsageError
 from kappa_log.events import Position
 from kappa_log.fold import Projection
 from kappa_log.plan import (
@@ -26,7 +27,7 @@ from kappa_log.project import Filling, Runner
 from kappa_log.storage import builds, diff, parked, replays
 from kappa_log.storage.builds import Build
 from kappa_log.storage.diff import Diff
-from kappa_log.storage.replays import ReplayRow
+from kappa_log.storage.replays import Failure, ReplayRow
 from kappa_log.storage.rows import count_rows
 from kappa_log.swap import Swapper, catch_up
 
@@ -84,6 +85,9 @@ class Steps:
             "seconds": 0.0,
             "parked": [],
         } | row.progress
+        self._progress.pop("failure", None)
+        self.has_ended = False
+        """Whether it has an outcome, whatever comes afterwards."""
 
     def run(self) -> ReplayReport:
         """Do what is left to do, and return what the replay did."""
@@ -108,6 +112,19 @@ class Steps:
         self._swap()
         return self._report("promoted")
 
+    def note_failure(self, error: ProjectionError) -> None:
+        """Keep for whoever looks later that the last attempt failed in the fold."""
+        failure = Failure(position=error.position, reason=error.reason)
+        # If that cannot be kept, the fold's own error still is what to tell.
+        with contextlib.suppress(StorageError), self._database.write() as connection:
+            replays.update(
+                connection,
+                self._database,
+                self._row.id,
+                now=self._context.clock(),
+                progress=self._progress | {"failure": msgspec.to_builtins(failure)},
+            )
+
     def _swap(self) -> None:
         swapper = Swapper(
             context=self._context,
@@ -126,6 +143,7 @@ class Steps:
             # done, and the message says how to go on from there.
             self._finish("kept")
             raise
+        self.has_ended = True
 
     def _fill(self) -> None:
         """Fold from ORIGIN to the live cursor, or to the end where there is none."""
@@ -235,6 +253,7 @@ class Steps:
     def _finish(self, outcome: str, note: str | None = None) -> ReplayReport:
         with self._database.write() as connection:
             self._end(connection, outcome)
+        self.has_ended = True
         return self._report(outcome, note)
 
     def _end(self, connection: sa.Connection, outcome: str) -> None:

@@ -14,7 +14,14 @@ from kappa_log.app.base import POLL_SECONDS
 from kappa_log.app.failing import Failing
 from kappa_log.columns import Unsettled
 from kappa_log.config import OnError
-from kappa_log.errors import NotFound, UsageError
+from kappa_log.errors import (
+    DatabaseBusy,
+    DatabaseUnavailable,
+    KappaLogError,
+    NotFound,
+    SchemaOutOfDate,
+    UsageError,
+)
 from kappa_log.events import ORIGIN, Event, Position
 from kappa_log.fold import Projection
 from kappa_log.keys import key_shape_of
@@ -38,6 +45,11 @@ from kappa_log.storage.builds import Build
 from kappa_log.storage.diff import Diff
 from kappa_log.storage.parked import ParkedKey
 from kappa_log.storage.rows import plain_rows
+
+_OF_ALL = (DatabaseBusy, DatabaseUnavailable, SchemaOutOfDate)
+"""Errors that the next projection would meet, too."""
+
+OnFailure = Callable[[KappaLogError], None]
 
 
 class Explained(msgspec.Struct, frozen=True):
@@ -85,8 +97,11 @@ class Folding(Failing):
         *,
         on_progress: OnProgress | None = None,
         on_error: OnError | None = None,
+        on_failure: OnFailure | None = None,
     ) -> list[ProjectReport]:
         """Bring live builds up to the head; make those that are missing.
+
+        One that fails stops no other: each is folded as far as it can be.
 
         Args:
             names: Which projections; all registered ones if empty.
@@ -94,6 +109,11 @@ class Folding(Failing):
             on_error: ``park``: the key of a fold that raises waits, all others go on;
                 ``stop``: the projection stops before that event. The configuration's
                 if None.
+            on_failure: Called with the error of each projection that fails. If None,
+                the first is raised once all others are folded; theirs are its notes.
+
+        Returns:
+            What was done for each that did not fail.
 
         Raises:
             ProjectionNotFound: No such projection; nothing was folded.
@@ -102,17 +122,29 @@ class Folding(Failing):
         self._require()
         for name in names:
             self.projection(name)
-        return [
-            project.project(
-                self.database,
-                self.registry,
-                name,
-                self._clock,
-                on_progress,
-                on_error or self.config.projections.on_error,
-            )
-            for name in names or self.registry.names
-        ]
+        reports: list[ProjectReport] = []
+        failures: list[KappaLogError] = []
+        for name in names or self.registry.names:
+            try:
+                report = project.project(
+                    self.database,
+                    self.registry,
+                    name,
+                    self._clock,
+                    on_progress,
+                    on_error or self.config.projections.on_error,
+                )
+            except _OF_ALL:
+                raise
+            except KappaLogError as error:
+                (on_failure or failures.append)(error)
+            else:
+                reports.append(report)
+        if failures:
+            for other in failures[1:]:
+                failures[0].add_note(str(other))
+            raise failures[0]
+        return reports
 
     def follow(
         self,
@@ -121,12 +153,32 @@ class Folding(Failing):
         stop: threading.Event,
         on_report: Callable[[ProjectReport], None] | None = None,
         on_error: OnError | None = None,
+        on_failure: OnFailure | None = None,
     ) -> None:
-        """Keep live builds at the head until told to stop."""
+        """Keep live builds at the head until told to stop.
+
+        Args:
+            names: As for `project`.
+            stop: Set to end it.
+            on_report: Called with what each round did for a projection.
+            on_error: As for `project`.
+            on_failure: Called with the error of a projection that fails, each round
+                again; the others go on. If None, it is raised.
+
+        Raises:
+            ProjectionError: Nobody wants to be told, or no projection is left that
+                does not fail.
+        """
         while not stop.is_set():
-            for report in self.project(names, on_error=on_error):
+            failures: list[KappaLogError] = []
+            reports = self.project(names, on_error=on_error, on_failure=failures.append)
+            for report in reports:
                 if on_report is not None:
                     on_report(report)
+            for error in failures:
+                if on_failure is None or not reports:
+                    raise error
+                on_failure(error)
             stop.wait(POLL_SECONDS)
 
     def rows(
@@ -319,7 +371,13 @@ class Folding(Failing):
         with self.database.write() as connection:
             build = self._build(connection, name, number)
             if build.role == "live":
-                msg = f"{build.label} is live: users read it. Promote another first"
+                other = (
+                    "Promote another first"
+                    if name in self.registry.names
+                    else "Its code is not registered; to drop all builds of it: "
+                    f"kappa-log projections drop {name} --all"
+                )
+                msg = f"{build.label} is live: users read it. {other}"
                 raise UsageError(msg)
             for row in replays.listed(
                 connection, self.database, projection=name, unfinished=True

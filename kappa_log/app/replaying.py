@@ -13,6 +13,7 @@ from kappa_log.readers import EventSource
 from kappa_log.replay import Replayer
 from kappa_log.steps import ReplayReport
 from kappa_log.storage import replays
+from kappa_log.storage.builds import Build
 from kappa_log.storage.replays import ReplayRow
 from kappa_log.swap import Swap
 
@@ -167,3 +168,24 @@ class Replaying(Folding):
         """
         self._require()
         return self._replayer().undo(name, behind=behind, reason=reason)
+
+    def drop_projection(
+        self, name: str, *, dry_run: bool = False, reason: str | None = None
+    ) -> list[Build]:
+        """Drop all builds of a projection whose code is gone, and its view.
+
+        Args:
+            name: The projection; its events stay in the log.
+            dry_run: Drop nothing.
+            reason: Why, for the audit trail.
+
+        Returns:
+            What was, or would be, dropped.
+
+        Raises:
+            NotFound: It has no build.
+            UsageError: Its code is registered, or users' views read its view.
+            AlreadyRunning: Another process replays it.
+        """
+        self._require()
+        return self._replayer().drop_all(name, dry_run=dry_run, reason=reason)

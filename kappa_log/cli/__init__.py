@@ -73,6 +73,25 @@ EXIT_CODES: Mapping[type[errors.KappaLogError], int] = {
 }
 """Exit code of each error; one that is not here has that of its nearest parent."""
 
+_GOES_ON = "the same command goes on from there."
+
+INTERRUPTED: Mapping[str, str] = {
+    "ingest": f"the batches that were committed are kept, and {_GOES_ON}",
+    "import-phobos": f"the batches that were committed are kept, and {_GOES_ON}",
+    "project": f"rows and cursors that were written are kept, and {_GOES_ON}",
+    "export": f"the archive is whole, as it was or as it is to be, and {_GOES_ON}",
+    "import": (
+        "an import is one transaction: nothing was imported, unless all was already. "
+        "The same command begins anew, or says that the log is not empty."
+    ),
+    "verify": "nothing was changed, and the same command begins anew.",
+    "produce": (
+        "what the cluster took is in the topic, and the same command would produce it "
+        "once more."
+    ),
+}
+"""What Ctrl-C leaves behind, by command. `replay` knows more, and says it itself."""
+
 DEBUG = "KAPPA_LOG_DEBUG"
 
 
@@ -87,6 +106,11 @@ class Root(Commands):
         except BrokenPipeError:
             output.close_stdout()
             ctx.exit()
+        except KeyboardInterrupt:
+            kept = INTERRUPTED.get(ctx.invoked_subcommand or "")
+            if kept is not None:
+                output.say(f"\nInterrupted; {kept}")
+            raise
         return code
 
 
@@ -154,6 +178,8 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except errors.KappaLogError as error:
         output.error(str(error))
+        for note in getattr(error, "__notes__", ()):
+            output.say(note)
         return exit_code(error)
     except Exception as error:
         if os.environ.get(DEBUG):

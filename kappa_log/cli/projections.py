@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,16 +25,21 @@ from kappa_log.cli.params import (
     stop_on_signal,
     yes_option,
 )
-from kappa_log.cli.replay import print_diff, print_report, show_progress
+from kappa_log.cli.replay import print_diff, print_report, raise_all, show_progress
+from kappa_log.errors import KappaLogError
 
 if TYPE_CHECKING:
     from kappa_log.app import KappaLog
+    from kappa_log.app.folding import Explained
     from kappa_log.config import OnError
     from kappa_log.parked import ParkedRetry
     from kappa_log.project import ProjectReport
 
 PEOPLE_ROWS = 20
 """Rows that are shown where people read; --json prints all."""
+
+PEOPLE_STEPS = 100
+"""Events of a row that are shown where people read; --json prints all."""
 
 STALE = 2
 """Exit code when a build waits for a replay, as for any other stale code."""
@@ -58,16 +64,22 @@ def project(
 ) -> int:
     """Fold what is new into the live read models.
 
-    Those of the PROJECTIONs that are named; of all, if none is.
+    Those of the PROJECTIONs that are named; of all, if none is. One that fails stops
+    no other.
     """
     if follow:
         return _follow(app, names, on_error, as_json=as_json)
+    failures: list[KappaLogError] = []
     with output.Meter() as meter:
         reports = app.project(
-            names, on_progress=lambda p: show_progress(meter, p), on_error=on_error
+            names,
+            on_progress=lambda p: show_progress(meter, p),
+            on_error=on_error,
+            on_failure=failures.append,
         )
     for report in reports:
         _print_project(report, as_json=as_json)
+    raise_all(failures)
     if not reports:
         output.say(_NONE)
         output.next_steps("kappa-log init")
@@ -81,6 +93,7 @@ def _follow(
 ) -> int:
     """Print what is folded as it is folded, and once where each build stands."""
     waiting: dict[str, str | None] = {}
+    failures: set[str] = set()
 
     def show(report: ProjectReport) -> None:
         told = waiting.get(report.projection, "") == report.waiting
@@ -89,8 +102,15 @@ def _follow(
             _print_project(report, as_json=as_json)
             output.stdout().flush()
 
+    def complain(error: KappaLogError) -> None:
+        if str(error) not in failures:
+            failures.add(str(error))
+            output.error(str(error))
+
     with stop_on_signal() as stop:
-        app.follow(names, stop=stop, on_report=show, on_error=on_error)
+        app.follow(
+            names, stop=stop, on_report=show, on_error=on_error, on_failure=complain
+        )
     return stop.exit_code
 
 
@@ -143,16 +163,24 @@ def list_projections(app: KappaLog, /, *, as_json: bool) -> None:
         ("projection", "version", "build", "rows", "position", "behind", "state"),
         [_listed(status) for status in found],
     )
-    if any(status.live is None for status in found):
-        output.next_steps("kappa-log project")
-    elif any(status.stale for status in found):
-        output.next_steps("kappa-log replay")
+    known = [status for status in found if status.version is not None]
+    steps = []
+    if any(status.live is None for status in known):
+        steps.append("kappa-log project")
+    elif any(status.stale for status in known):
+        steps.append("kappa-log replay")
+    lost = [status.name for status in found if status.version is None]
+    if lost:
+        output.say("Of what is not registered, restore the code, or drop all of it.")
+        steps += [f"kappa-log projections drop {name} --all" for name in lost]
+    if steps:
+        output.next_steps(*steps)
 
 
 def _listed(status: Any) -> tuple[object, ...]:
     live = status.live
     if live is None:
-        return (status.name, status.version, None, None, None, None, "not built yet")
+        return (status.name, status.version, *[None] * 4, _state(status))
     behind = status.lag.events if status.lag else None
     return (
         status.name,
@@ -168,6 +196,8 @@ def _listed(status: Any) -> tuple[object, ...]:
 def _state(status: Any) -> str:
     if status.version is None:
         return "not registered"
+    if status.live is None:
+        return "not built yet"
     if status.stale:
         waits = f"; {status.live.parked:,} parked" if status.live.parked else ""
         return f"changed: {', '.join(status.stale)}{waits}"
@@ -196,7 +226,7 @@ def show(app: KappaLog, /, *, name: str, as_json: bool) -> None:
             ("view", status.view),
             ("columns", ", ".join(status.columns)),
             ("behind", status.lag.events if status.lag else None),
-            ("state", _state(status) if status.live else "not built yet"),
+            ("state", _state(status)),
         ]
     )
     if not status.builds:
@@ -277,35 +307,76 @@ def rows(
 @projections.command()
 @click.argument("name")
 @click.argument("key")
+@click.option(
+    "--limit",
+    type=COUNT,
+    help=f"Only the last so many.  [default: {PEOPLE_STEPS}; with --json all]",
+)
 @json_option
 @pass_app
-def explain(app: KappaLog, /, *, name: str, key: str, as_json: bool) -> None:
+def explain(
+    app: KappaLog, /, *, name: str, key: str, limit: int | None, as_json: bool
+) -> None:
     """Show each event of the row KEY of NAME, and the row after it.
 
     The row of a parked key ends before the event at which its fold failed.
     """
     steps = app.explain(name, key)
-    if as_json:
-        sources = app.sources()
-        for step in steps:
-            event = output.event_json(step.event, sources)
-            error = (
-                "" if step.error is None else f',"error":{output.to_json(step.error)}'
-            )
-            output.print_json(
-                f'{{"event":{event},"state":{output.to_json(step.state)}{error}}}'
-            )
+    if as_json and limit is None:
+        _print_json_steps(app, steps)
         return
-    if not _print_steps(steps):
+    most = limit or PEOPLE_STEPS
+    found = _Last(steps, most)
+    if as_json:
+        _print_json_steps(app, found.steps[-most:])
+    else:
+        _print_steps(found.steps, most)
+    if found.error is not None:
+        raise found.error
+    if not found.count and not as_json:
         output.say(f"No event of the log belongs to the key {key} of {name}.")
         output.next_steps(f"kappa-log projections rows {name}")
+    elif found.count > most and not as_json:
+        output.say(
+            f"These are the last {most:,} of {found.count:,} events; --limit N shows "
+            "more, --json all."
+        )
 
 
-def _print_steps(steps: Iterator[Any]) -> bool:
-    found = False
-    before: dict[str, Any] | None = None
+class _Last:
+    """The last steps of a row, and the one before them, which they are held against.
+
+    Args:
+        steps: All of them; an error ends them, and is kept.
+        most: How many.
+    """
+
+    def __init__(self, steps: Iterator[Explained], most: int) -> None:
+        kept: deque[Explained] = deque(maxlen=most + 1)
+        self.count = 0
+        self.error: KappaLogError | None = None
+        try:
+            for step in steps:
+                kept.append(step)
+                self.count += 1
+        except KappaLogError as error:
+            self.error = error
+        self.steps = list(kept)
+
+
+def _print_json_steps(app: KappaLog, steps: Iterable[Explained]) -> None:
+    sources = app.sources()
     for step in steps:
-        found = True
+        event = output.event_json(step.event, sources)
+        error = "" if step.error is None else f',"error":{output.to_json(step.error)}'
+        output.print_json(
+            f'{{"event":{event},"state":{output.to_json(step.state)}{error}}}'
+        )
+
+
+def _print_steps(steps: list[Explained], most: int) -> None:
+    before = steps[-most - 1].state if len(steps) > most else None
+    for step in steps[-most:]:
         event = step.event
         when = output.moment(event.event_time or event.recorded_at)
         output.line(f"{event.position:,}  {when}  {output.cell(event.event_type)}")
@@ -318,7 +389,6 @@ def _print_steps(steps: Iterator[Any]) -> bool:
             changed = output.changes(before, step.state) or "as before"
             output.line(f"  → {changed}")
         before = step.state
-    return found
 
 
 @projections.command("parked")
@@ -477,7 +547,8 @@ def undo(app: KappaLog, /, *, name: str, as_json: bool, **how: Any) -> None:
 
 @projections.command()
 @click.argument("name")
-@click.argument("build", type=IDENTIFIER)
+@click.argument("build", type=IDENTIFIER, required=False)
+@click.option("--all", "every", is_flag=True, help="All, of one that has no code.")
 @reason_option
 @yes_option
 @dry_run_option
@@ -487,18 +558,42 @@ def drop(
     /,
     *,
     name: str,
-    build: int,
+    build: int | None,
+    every: bool,
     reason: str | None,
     yes: bool,
     dry_run: bool,
 ) -> None:
-    """Remove BUILD of the projection NAME; the live one stays."""
+    """Remove BUILD of the projection NAME; the live one stays.
+
+    With --all nothing stays: all builds and the view of a projection whose code is
+    not registered any more. Its events stay in the log.
+    """
+    if (build is not None) == every:
+        msg = "say which: a BUILD, or --all."
+        raise click.UsageError(msg)
+    if build is None:
+        _drop_all(app, name, reason, yes=yes, dry_run=dry_run)
+        return
     if dry_run:
         output.line(f"would drop  build {build} of {name}")
         return
     require_consent(f"Drop build {build} of {name}?", yes=yes)
     app.drop_build(name, build, reason=reason)
     output.line(f"drop  build {build} of {name}")
+
+
+def _drop_all(
+    app: KappaLog, name: str, reason: str | None, *, yes: bool, dry_run: bool
+) -> None:
+    found = app.drop_projection(name, dry_run=True)
+    if not dry_run:
+        what = output.plural(len(found), "build")
+        require_consent(f"Drop all of {name}: {what}, and its view?", yes=yes)
+        found = app.drop_projection(name, reason=reason)
+    for build in found:
+        done = "would drop" if dry_run else "drop"
+        output.line(f"{done}  build {build.number} of {name}, which is {build.role}")
 
 
 @projections.command()

@@ -21,7 +21,12 @@ from kappa_log.cli.params import (
     pass_app,
     reason_option,
 )
-from kappa_log.errors import UsageError
+from kappa_log.errors import (
+    AlreadyRunning,
+    KappaLogError,
+    ProjectionError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from kappa_log import KappaLog, ReplayPlan, ReplayReport
@@ -117,9 +122,23 @@ def replay(
     if dry_run:
         return _plan(app, names, request, as_json=as_json)
     code = 0
+    failures: list[KappaLogError] = []
     for name in _chosen(app, names):
-        code = max(code, _replay(app, name, request, as_json=as_json))
+        try:
+            code = max(code, _replay(app, name, request, as_json=as_json))
+        except (ProjectionError, AlreadyRunning) as error:
+            # It concerns this one alone, as any other error would not.
+            failures.append(error)
+    raise_all(failures)
     return code
+
+
+def raise_all(failures: Sequence[KappaLogError]) -> None:
+    """End a command with its errors, if it met some: the last one has the exit code."""
+    for error in failures[:-1]:
+        output.error(str(error))
+    for error in failures[-1:]:
+        raise error
 
 
 def _check_alone(
@@ -368,7 +387,7 @@ def _list(app: KappaLog, /, *, as_json: bool) -> int:
                 r.id,
                 r.projection,
                 r.build,
-                r.outcome or f"unfinished: {r.phase}",
+                r.outcome or f"{'failed' if r.failure else 'unfinished'}: {r.phase}",
                 output.when(r.created_at),
                 r.reason,
             )

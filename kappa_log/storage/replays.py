@@ -14,6 +14,13 @@ from kappa_log.storage.database import Database
 from kappa_log.storage.diff import Diff
 
 
+class Failure(msgspec.Struct, frozen=True):
+    """Where the fold of a replay failed when it was last tried, and why."""
+
+    position: int
+    reason: str
+
+
 class ReplayRow(msgspec.Struct, frozen=True):
     """One replay as it is stored. Whether it runs is a lock, never a status."""
 
@@ -30,6 +37,12 @@ class ReplayRow(msgspec.Struct, frozen=True):
     reason: str | None
     created_at: datetime
     updated_at: datetime
+
+    @property
+    def failure(self) -> Failure | None:
+        """How its fold failed; None if something else ended it, or nothing did."""
+        found = self.progress.get("failure")
+        return None if found is None else msgspec.convert(found, Failure)
 
 
 class NewReplay(msgspec.Struct, frozen=True, kw_only=True):

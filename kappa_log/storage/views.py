@@ -46,7 +46,7 @@ def point_view(
     body = f"SELECT {columns} FROM {quote(table_of(database, build).name)}"
     is_same = old is not None and old.layout == build.layout
     if old is not None and not is_same:
-        _refuse_dependants(connection, database, name)
+        _refuse_change(connection, database, name)
     if is_same and not database.is_sqlite:
         connection.exec_driver_sql(f"CREATE OR REPLACE VIEW {quote(name)} AS {body}")
         return
@@ -89,9 +89,20 @@ def dependants(connection: sa.Connection, database: Database, name: str) -> list
     return sorted(found)
 
 
-def _refuse_dependants(
-    connection: sa.Connection, database: Database, name: str
+def refuse_dependants(
+    connection: sa.Connection, database: Database, projection: str
 ) -> None:
+    """Raise UsageError if users' views read the view that is to be dropped."""
+    found = dependants(connection, database, view_name(database, projection))
+    if found:
+        msg = (
+            f"these views read the rows of '{projection}': {', '.join(found)}; drop "
+            "them first; nothing was dropped"
+        )
+        raise UsageError(msg)
+
+
+def _refuse_change(connection: sa.Connection, database: Database, name: str) -> None:
     found = dependants(connection, database, name)
     if found:
         msg = (

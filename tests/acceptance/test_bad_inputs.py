@@ -573,7 +573,7 @@ def test_a_replay_that_fails_leaves_the_live_build_alone(
         (left,) = app.replays(name, unfinished=True)
         assert f"kappa-log replay --cancel {left.id}" in str(error)
         with pytest.raises(
-            AlreadyRunning, match=f"--resume {left.id}.*--cancel {left.id}"
+            AlreadyRunning, match=f"--cancel {left.id}.*--resume {left.id}"
         ):
             app.replay(name)
         with pytest.raises(ProjectionError, match=f"position {first + 2}"):

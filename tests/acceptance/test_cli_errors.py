@@ -271,13 +271,15 @@ def test_an_error_becomes_one_line_and_its_exit_code(
     assert typed(capsys, "init") == (code, "", f"Error: {error}\n")
 
 
-def raises(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    """Let `kappa-log init` end in an error."""
+def raises(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, command: str = "init"
+) -> None:
+    """Let a command end in an error."""
 
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli.cli.commands["init"], "callback", fail)
+    monkeypatch.setattr(cli.cli.commands[command], "callback", fail)
 
 
 def test_an_unexpected_error_is_one_line_that_says_how_to_see_more(
@@ -311,6 +313,35 @@ def test_an_interrupt_exits_130(
     raises(monkeypatch, KeyboardInterrupt())
 
     assert typed(capsys, "init")[0] == 130
+
+
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [
+        ("ingest x --topic t", "the batches that were committed are kept"),
+        ("import-phobos x", "the batches that were committed are kept"),
+        ("project", "rows and cursors that were written are kept"),
+        ("export", "the archive is whole"),
+        ("import", "an import is one transaction: nothing was imported, unless"),
+        ("verify", "nothing was changed"),
+        ("produce x --topic t", "what the cluster took is in the topic"),
+    ],
+)
+def test_ctrl_c_says_what_is_kept_and_what_to_do(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    kept: str,
+) -> None:
+    """Nobody has to guess whether to begin again."""
+    words = command.split()
+    raises(monkeypatch, KeyboardInterrupt(), words[0])
+
+    code, out, err = typed(capsys, *words)
+
+    assert (code, out) == (130, "")
+    assert f"Interrupted; {kept}" in " ".join(err.split())
+    assert "the same command" in err.lower()
 
 
 def test_a_wrong_setting_exits_78(
