@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from typing_extensions import override
@@ -20,7 +20,15 @@ from kappa_log.codec import check_id
 from kappa_log.errors import ConfigError, DecodeError, UsageError
 from kappa_log.events import Event, Header, to_micros
 
-Proceed = Callable[[Any], Any]
+
+class Proceed(Protocol):
+    """What `Handler.around_consume` calls to have the record consumed."""
+
+    def __call__(self, payload: Any, metadata: Metadata | None = None, /) -> Any:
+        """Return what `consume` returns for this payload.
+
+        It gets the metadata that `around_consume` got, unless others are given here.
+        """
 
 
 class Metadata(msgspec.Struct, frozen=True):
@@ -106,7 +114,10 @@ class Handler:
     def around_consume(
         self, payload: Any, metadata: Metadata, proceed: Proceed
     ) -> object:
-        """Wrap `consume`; what is passed to ``proceed`` is what it receives."""
+        """Wrap `consume`; what is passed to ``proceed`` is what it receives.
+
+        ``proceed(payload)`` and ``proceed(payload, metadata)`` are the same.
+        """
         return proceed(payload)
 
     def retry_consume(

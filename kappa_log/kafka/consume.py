@@ -200,7 +200,19 @@ class Consumption:
         self._impatient_at = math.inf
         self._is_ending = False
         self._tally = tally or Tally()
+        self._topics: list[str] | None = None
+        """What it is to read, once it is prepared."""
         self._marks = _GroupOffsets(self._consumer)
+
+    def prepare(self) -> None:
+        """Find the topics and where each partition begins; no handler is started.
+
+        Raises:
+            SourceError: The cluster does not answer, or has no such topic.
+            UsageError: The start lies beyond a partition's end.
+            StorageError: The database refuses.
+        """
+        self._topics = self._keeper.begin()
 
     def run(self, stop: threading.Event) -> ConsumeReport:
         """Consume until stopped, or until the end if that was wanted.
@@ -213,7 +225,9 @@ class Consumption:
             StorageError: The database refuses for good; what was committed is kept.
         """
         try:
-            topics = self._keeper.begin()
+            if self._topics is None:
+                self.prepare()
+            topics = self._topics or []
             if not topics:
                 self._tell("no topic matches yet")
                 self._assigned_at = time.monotonic()

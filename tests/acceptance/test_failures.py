@@ -94,7 +94,10 @@ def test_without_failures_each_list_says_so(typed: Type, world: Poisoned) -> Non
     assert "There is no failure" in typed("failures", "groups").err
     assert typed("failures", "list", "--json").out == ""
     assert typed("failures", "groups", "--json").out == ""
-    assert "kept 0" in typed("failures", "retry", "--all").out
+    for chosen in (("--all",), ("--topic", "ordres"), ("--fingerprint", "xyz")):
+        assert typed("failures", "retry", *chosen).out == "nothing to retry\n"
+        said = typed("failures", "discard", *chosen, "--reason", "old")
+        assert said.out == "nothing to discard\n"
     world.check()
 
 
@@ -137,9 +140,8 @@ def test_a_dry_run_counts_and_does_nothing(
         (("--fingerprint", print_), 2),
         (("--error-class", "DecodeError"), 1),
         (("--group", "billing", "--topic", "orders"), 4),
-        (("--topic", "others"), 0),
     ):
-        code = 3 if act == "retry" and count else 0
+        code = 3 if act == "retry" else 0
         said = typed("failures", act, *chosen, "--dry-run", code=code)
         noun = "failure" if count == 1 else "failures"
         assert f"would {act} {count} {noun}" in said.out
@@ -187,6 +189,37 @@ def test_what_is_meant_must_be_said(typed: Type, world: Poisoned, act: str) -> N
         said = typed("failures", act, option, "\udcff", "--dry-run", code=2)
         assert option in said.err
     typed("failures", act, "1", "--reason", "a\udcff", code=2)
+    assert len(world.failed()) == 4
+
+
+MISTYPED = [
+    (("--topic", "ordres"), "topic 'ordres'; there are failures of: orders"),
+    (("--group", "biling"), "group 'biling'; there are failures of: billing"),
+    (("--fingerprint", "xyz"), "fingerprint 'xyz'; there are failures of: "),
+    (
+        ("--error-class", "ValueErr", "--topic", "orders"),
+        "error class 'ValueErr'; there are failures of: DecodeError, ValueError",
+    ),
+]
+
+
+@pytest.mark.parametrize("act", ["retry", "discard"])
+def test_a_mistyped_filter_is_no_success(
+    world: Poisoned, capsys: pytest.CaptureFixture[str], act: str
+) -> None:
+    """What is nowhere was mistyped; what is read and has no failure is done already."""
+    typed = typist(capsys)
+    for chosen, words in MISTYPED:
+        for more in ((), ("--dry-run",)):
+            said = typed("failures", act, *chosen, *more, "--reason", "x", code=2)
+            assert f"no failure matches {words}" in said.err
+    with (world.folder / "kappa_log.toml").open("a") as file:
+        file.write('[[listeners]]\ntopic = "refunds"\ngroup_id = "books"\n')
+        file.write(f'handler = "{world.module}:Orders"\n')
+
+    for chosen in (("--topic", "refunds"), ("--group", "books", "--topic", "orders")):
+        said = typed("failures", act, *chosen, "--reason", "x")
+        assert said.out == f"nothing to {act}\n"
     assert len(world.failed()) == 4
 
 
