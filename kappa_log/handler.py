@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from typing_extensions import override
@@ -20,15 +20,8 @@ from kappa_log.codec import check_id
 from kappa_log.errors import ConfigError, DecodeError, UsageError
 from kappa_log.events import Event, Header, to_micros
 
-
-class Proceed(Protocol):
-    """What `Handler.around_consume` calls to have the record consumed."""
-
-    def __call__(self, payload: Any, metadata: Metadata | None = None, /) -> Any:
-        """Return what `consume` returns for this payload.
-
-        It gets the metadata that `around_consume` got, unless others are given here.
-        """
+Proceed = Callable[..., Any]
+"""``proceed(payload)`` or ``proceed(payload, metadata)``; returns what `consume` does."""
 
 
 class Metadata(msgspec.Struct, frozen=True):
@@ -116,7 +109,8 @@ class Handler:
     ) -> object:
         """Wrap `consume`; what is passed to ``proceed`` is what it receives.
 
-        ``proceed(payload)`` and ``proceed(payload, metadata)`` are the same.
+        ``proceed(payload)`` hands on this metadata, ``proceed(payload, metadata)``
+        what is given.
         """
         return proceed(payload)
 

@@ -144,6 +144,9 @@ class Consumption:
         ConfigError: [kafka] is refused by librdkafka.
     """
 
+    _topics: list[str] | None = None
+    """What it is to read, once it is prepared."""
+
     def __init__(  # noqa: PLR0913 - each is a part of one run, by its name
         self,
         database: Database,
@@ -200,8 +203,6 @@ class Consumption:
         self._impatient_at = math.inf
         self._is_ending = False
         self._tally = tally or Tally()
-        self._topics: list[str] | None = None
-        """What it is to read, once it is prepared."""
         self._marks = _GroupOffsets(self._consumer)
 
     def prepare(self) -> None:

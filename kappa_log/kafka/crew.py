@@ -1,11 +1,12 @@
 """Crew: the listeners of one process, each in threads of its own; one end for all.
 
 A listener has as many consumers as its ``max_concurrency``, of one group, each with a
-handler of its own. No handler is started before all have found their topics, so that
-one that is missing stops nobody at work. One that crashes is made anew and goes on where SQL says, after a
-wait that grows. What a new one would meet again ends all: wrong settings, a source that
-is not what it was, records deleted unread, a database that refuses. So does whatever
-comes before a consumer first read, since that is told best where it was started.
+handler of its own. No handler is started before all have found their topics: a topic
+that is missing is told while nobody is at work. A consumer that crashes is made anew
+and goes on where SQL says, after a wait that grows. What a new one would meet again
+ends all: wrong settings, a source that is not what it was, records deleted unread, a
+database that refuses. So does whatever comes before a consumer first read, since that
+is told best where it was started.
 """
 
 from __future__ import annotations

@@ -174,6 +174,7 @@ class Producer:
 
         Raises:
             DeliveryFailed: The cluster did not take one; others may be there.
+            UsageError: As `async_publish_list`.
         """
         return [future.result() for future in self.async_publish_list(messages)]
 
@@ -439,9 +440,11 @@ def _wrong_names(message: object) -> str:
     if not isinstance(message, Mapping):
         return f"it is {type(message).__name__}, not a dict of what publish takes"
     wrong = [f"{name} is missing" for name in _NAMES[:2] if name not in message]
-    for name in message:
-        if name not in _NAMES:
-            wrong.append(f"{name!r} is not known{did_you_mean(str(name), _NAMES)}")
+    wrong += [
+        f"{name!r} is not known{did_you_mean(str(name), _NAMES)}"
+        for name in message
+        if name not in _NAMES
+    ]
     return ", ".join(wrong)
 
 

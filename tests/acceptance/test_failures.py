@@ -248,6 +248,7 @@ def test_a_discard_wants_a_reason_and_consent(typed: Type, world: Poisoned) -> N
 
 def test_an_event_is_handled_again(typed: Type, world: Poisoned) -> None:
     """What its handler says now is told; nothing is stored."""
+    assert "Z recorded" in typed("events", "list").out  # it says no time of its own
     assert "its handler acknowledges it" in typed("events", "retry", "1").out
     assert typed("events", "retry", "1", "--json").json == [{"acknowledged": True}]
     handlers = world.folder / f"{world.module}.py"
