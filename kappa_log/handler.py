@@ -21,7 +21,7 @@ from kappa_log.errors import ConfigError, DecodeError, UsageError
 from kappa_log.events import Event, Header, to_micros
 
 Proceed = Callable[..., Any]
-"""``proceed(payload)`` or ``proceed(payload, metadata)``; returns what `consume` does."""
+"""``proceed(payload)`` or ``proceed(payload, metadata)``: what `consume` returns."""
 
 
 class Metadata(msgspec.Struct, frozen=True):

@@ -468,5 +468,10 @@ def test_what_init_writes_is_a_configuration(
     code, out, _ = typed(capsys, "config", "show")
 
     assert code == 0
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = typed(capsys, "config", "show")[1].splitlines()
+    names = [line.split()[0] for line in out.splitlines()]
+    assert [line.split()[0] for line in narrow] == names
+    assert max(map(len, narrow)) <= 80
     assert f"sqlite:///{tmp_path}/kappa_log.db" in out
     assert '["projections"]' in out
