@@ -237,7 +237,6 @@ class Consumption:
                 is_read = self._read(topics, stop)
         finally:
             lanes = self._where()
-            self._is_ending = True
             self.close()
             if self.has_begun:
                 notices.tell("listener_stopped", self._facts)
@@ -598,6 +597,7 @@ class Consumption:
 
     def close(self) -> None:
         """Leave the group; with the brokers away that may take long, so not longer."""
+        self._is_ending = True
         closing = threading.Thread(
             target=self._consumer.close, name=f"close {self.id}", daemon=True
         )

@@ -97,6 +97,8 @@ def test_a_listener_that_crashed_goes_on_where_the_log_says(real: Shop) -> None:
         running.wait_for(lambda: running.told("crashed: OSError") >= 1, "a crash")
         publish(shop, *range(8, 12))
         running.wait_for(lambda: len(shop.events()) == 12, "all of them")
+        # Told to stop before, it would not be made anew.
+        running.wait_for(lambda: len(crashes) == 2, "both crashes")
 
     assert sorted(map(int, filter(None, shop.ids()))) == list(range(12))
     assert running.told(": the screen is full at told, line ")
