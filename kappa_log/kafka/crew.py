@@ -108,7 +108,7 @@ class _Member:
         self._has_begun = False
         self._consumption = post.make(self._tally)
         self.id = self._consumption.id
-        self.is_let_in = False
+        self.is_in = False
         self.report: ConsumeReport | None = None
         self.error: BaseException | None = None
         # A daemon: what hangs in a client's or a driver's call cannot keep us.
@@ -139,7 +139,7 @@ class _Member:
             self.dismiss()
             self.report = self._consumption.report()
             return False
-        self.is_let_in = True
+        self.is_in = True
         return True
 
     def _supervised(self) -> ConsumeReport:
@@ -240,7 +240,7 @@ def _raise_first(failed: Sequence[_Member]) -> None:
     said = dict.fromkeys(
         str(member.error)
         for member in failed
-        if not member.is_let_in and isinstance(member.error, KappaLogError)
+        if not member.is_in and isinstance(member.error, KappaLogError)
     )
     if len(said) > 1 and type(first) in (SourceError, UsageError):
         raise type(first)("\n".join(said)) from first
