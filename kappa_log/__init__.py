@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kappa_log.app import KappaLog
     from kappa_log.errors import (
+        DeliveryFailed,
         KappaLogError,
         ProjectionError,
         StorageError,
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ORIGIN": "events",
     "Ack": "handler",
+    "DeliveryFailed": "errors",
     "Event": "events",
     "FieldOptions": "handler",
     "Handler": "handler",
@@ -56,6 +58,7 @@ _HOMES = {
 __all__ = [
     "ORIGIN",
     "Ack",
+    "DeliveryFailed",
     "Event",
     "FieldOptions",
     "Handler",

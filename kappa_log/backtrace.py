@@ -1,20 +1,27 @@
 """Backtrace: an error of the user's code, as texts that are kept and shown.
 
-Texts are capped, and hold nothing that one of the databases refuses.
+Texts are capped, and hold nothing that one of the databases refuses. They begin where
+our code called the user's.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import traceback
 from functools import lru_cache
 from hashlib import blake2b
+from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple
 
 from kappa_log.errors import message_of
 
 BACKTRACE_BYTES = 64 * 1024
 """Most of a backtrace that is kept."""
+
+_OURS = f"{Path(__file__).parent}{os.sep}"
+"""What the files of our own code begin with."""
 
 
 class KeptError(NamedTuple):
@@ -50,14 +57,23 @@ def _lines(error: BaseException) -> list[str]:
 
     In a storm all errors are raised at one place, so its stack is formatted once.
     """
+    trace = _of_others(error.__traceback__)
     if error.__cause__ or error.__context__ or isinstance(error, BaseExceptionGroup):
-        return traceback.format_exception(error)
+        return traceback.format_exception(type(error), error, trace)
     places = tuple(
         (frame.f_code.co_filename, line, frame.f_code.co_name)
-        for frame, line in traceback.walk_tb(error.__traceback__)
+        for frame, line in traceback.walk_tb(trace)
     )
     head = "Traceback (most recent call last):\n"
     return [head, *_formatted(places), *traceback.format_exception_only(error)]
+
+
+def _of_others(trace: TracebackType | None) -> TracebackType | None:
+    """Return a stack from its first frame that is not ours on; whole if all are."""
+    found = trace
+    while found is not None and found.tb_frame.f_code.co_filename.startswith(_OURS):
+        found = found.tb_next
+    return found or trace
 
 
 @lru_cache(maxsize=256)

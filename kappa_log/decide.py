@@ -600,7 +600,7 @@ def consume(
 
 
 class _Call:
-    """One call of a handler, which may hand its `consume` another payload."""
+    """One call of a handler, which may hand its `consume` something else."""
 
     def __init__(self, handler: Handler, metadata: Metadata) -> None:
         self.metadata = metadata
@@ -611,9 +611,9 @@ class _Call:
     def make(self, payload: Any) -> object:
         return self._handler.around_consume(payload, self.metadata, self._proceed)
 
-    def _proceed(self, given: Any) -> object:
+    def _proceed(self, given: Any, metadata: Metadata | None = None) -> object:
         self.received = given
-        return self._handler.consume(given, self.metadata)
+        return self._handler.consume(given, metadata or self.metadata)
 
 
 def _not_consumed(

@@ -20,7 +20,8 @@ from kappa_log.codec import check_id
 from kappa_log.errors import ConfigError, DecodeError, UsageError
 from kappa_log.events import Event, Header, to_micros
 
-Proceed = Callable[[Any], Any]
+Proceed = Callable[..., Any]
+"""``proceed(payload)`` or ``proceed(payload, metadata)``: what `consume` returns."""
 
 
 class Metadata(msgspec.Struct, frozen=True):
@@ -106,7 +107,11 @@ class Handler:
     def around_consume(
         self, payload: Any, metadata: Metadata, proceed: Proceed
     ) -> object:
-        """Wrap `consume`; what is passed to ``proceed`` is what it receives."""
+        """Wrap `consume`; what is passed to ``proceed`` is what it receives.
+
+        ``proceed(payload)`` hands on this metadata, ``proceed(payload, metadata)``
+        what is given.
+        """
         return proceed(payload)
 
     def retry_consume(

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kappa_log.errors import RegistrationError, UsageError
+from kappa_log.errors import (
+    KappaLogError,
+    RegistrationError,
+    UsageError,
+    message_of,
+)
 from kappa_log.imports import importing_from
 
 FILE = "seeds.py"
@@ -18,6 +24,8 @@ Seed = Callable[[Any], object]
 
 def seed_of(folder: Path) -> Seed | None:
     """Return the function ``seed`` of a project's seeds.py; None without that file.
+
+    What it raises that is no error of ours becomes a RegistrationError, too.
 
     Raises:
         RegistrationError: The file cannot be imported.
@@ -35,10 +43,31 @@ def seed_of(folder: Path) -> Seed | None:
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
-            msg = f"{file} cannot be imported: {type(error).__name__}: {error}"
+            msg = f"{file} cannot be imported: {_told(error, file)}"
             raise RegistrationError(msg) from error
     found = getattr(module, "seed", None)
     if not callable(found):
         msg = f"{file} has no function seed(log); nothing was seeded"
         raise UsageError(msg)
-    return found  # type: ignore[no-any-return]
+
+    def seed(log: Any) -> object:
+        try:
+            return found(log)
+        except KappaLogError:
+            raise
+        except (Exception, SystemExit) as error:
+            msg = (
+                f"{file}: seed(log) raised {_told(error, file)}; what it did before "
+                "is kept"
+            )
+            raise RegistrationError(msg) from error
+
+    return seed
+
+
+def _told(error: BaseException, file: Path) -> str:
+    """Return an error's class and message, and the last line of the file it passed."""
+    trace = traceback.walk_tb(error.__traceback__)
+    lines = [line for at, line in trace if at.f_code.co_filename == str(file)]
+    place = f", at line {lines[-1]}" if lines else ""
+    return f"{type(error).__name__}: {message_of(error)}{place}"

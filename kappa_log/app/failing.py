@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from kappa_log import duplicates
 from kappa_log.app.actor import user
 from kappa_log.app.archiving import Archiving
-from kappa_log.errors import NotFound
+from kappa_log.errors import NotFound, UsageError
 from kappa_log.events import Position
 from kappa_log.failures import BulkRetry, Retried, Retrier
 from kappa_log.handler import FieldOptions
@@ -28,6 +28,17 @@ from kappa_log.storage import (
 )
 from kappa_log.storage.failures import FailureFilter, FailureGroup
 from kappa_log.trial import Trial
+
+NAMED_AT_MOST = 10
+"""How many of what there is a message names."""
+
+_COLUMNS = {
+    "topic": "topic",
+    "group": "group_id",
+    "fingerprint": "fingerprint",
+    "error_class": "error_class",
+}
+"""Filters that can be mistyped → their columns."""
 
 
 class Failing(Archiving):
@@ -165,11 +176,18 @@ class Failing(Archiving):
             on_progress: Called after each failure.
             chosen: ids, fingerprint, topic, group, error_class, partition; all
                 failures without any.
+
+        Raises:
+            UsageError: There are failures, and a filter that none of them has, nor
+                the log: it is mistyped.
         """
         self._require()
         retrier = self._retrier(who, reason)
         work = retrier.try_many if dry_run else retrier.many
-        return work(FailureFilter(**chosen), on_progress)
+        done = work(FailureFilter(**chosen), on_progress)
+        if not done.matched:
+            self._check_known(chosen)
+        return done
 
     def discard_failure(
         self, identifier: int, *, who: str | None = None, reason: str | None = None
@@ -196,8 +214,51 @@ class Failing(Archiving):
         """
         self._require()
         if dry_run:
-            return self.count_failures(**chosen)
-        return self._retrier(who, reason).discard_many(FailureFilter(**chosen))
+            count = self.count_failures(**chosen)
+        else:
+            count = self._retrier(who, reason).discard_many(FailureFilter(**chosen))
+        if not count:
+            self._check_known(chosen)
+        return count
+
+    def _check_known(self, chosen: Mapping[str, Any]) -> None:
+        """Refuse a filter that no failure has and the log knows nothing of.
+
+        Nothing to do for it would look like success. A topic or group that is read
+        and has no failure now is well known; without any failure there is nothing
+        that could have been meant.
+
+        Raises:
+            UsageError: The filter names what is nowhere; the message says what is.
+        """
+        with self.database.read() as connection:
+            for name, column in _COLUMNS.items():
+                value = chosen.get(name)
+                if value is None or self._is_read(connection, column, value):
+                    continue
+                asked = FailureFilter(**{name: value})
+                if stored_failures.count(connection, self.database, asked):
+                    continue
+                there = stored_failures.values(
+                    connection, self.database, column, limit=NAMED_AT_MOST + 1
+                )
+                if there:
+                    more = ", …" if len(there) > NAMED_AT_MOST else ""
+                    msg = (
+                        f"no failure matches {name.replace('_', ' ')} {value!r}; there "
+                        f"are failures of: {', '.join(there[:NAMED_AT_MOST])}{more}"
+                    )
+                    raise UsageError(msg)
+
+    def _is_read(self, connection: Any, column: str, value: str) -> bool:
+        """Tell whether a column is a topic or group that is read, or was."""
+        if column not in ("topic", "group_id"):
+            return False
+        is_topic = column == "topic"
+        return any(
+            found.covers(value) if is_topic else found.group_id == value
+            for found in self.config.listeners
+        ) or ledger.has_lane(connection, self.database, **{column: value})
 
     def retry_event(self, position: Position, *, who: str | None = None) -> bool:
         """Hand a kept event to its handler again; tell whether it acknowledges it.

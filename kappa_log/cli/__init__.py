@@ -77,7 +77,6 @@ _GOES_ON = "the same command goes on from there."
 
 INTERRUPTED: Mapping[str, str] = {
     "ingest": f"the batches that were committed are kept, and {_GOES_ON}",
-    "import-phobos": f"the batches that were committed are kept, and {_GOES_ON}",
     "project": f"rows and cursors that were written are kept, and {_GOES_ON}",
     "export": f"the archive is whole, as it was or as it is to be, and {_GOES_ON}",
     "import": (
@@ -90,7 +89,8 @@ INTERRUPTED: Mapping[str, str] = {
         "once more."
     ),
 }
-"""What Ctrl-C leaves behind, by command. `replay` knows more, and says it itself."""
+"""What Ctrl-C leaves behind, by command. `replay` and `import-phobos` say it
+themselves, as they know more."""
 
 DEBUG = "KAPPA_LOG_DEBUG"
 

@@ -214,6 +214,8 @@ def retry_failures(
         )
     if as_json:
         output.print_json(output.to_json(done))
+    elif not done.matched:
+        output.line("nothing to retry")
     elif dry_run:
         _print_tried(done)
     else:
@@ -223,8 +225,6 @@ def retry_failures(
 
 def _print_tried(done: BulkRetry) -> None:
     output.line(f"would retry {output.plural(done.matched, 'failure')}")
-    if not done.trials:
-        return
     output.print_table(
         ("id", "a retry"), [(trial.id, _said(trial)) for trial in done.trials]
     )
@@ -306,11 +306,16 @@ def discard_failures(
         if not (reason or "").strip():
             msg = "say why these records are given up: --reason TEXT."
             raise click.UsageError(msg)
-        found = output.plural(app.count_failures(**which), "failure")
-        require_consent(f"Discard {found} for good?", yes=yes)
+        count = app.count_failures(**which)
+        if count:
+            found = output.plural(count, "failure")
+            require_consent(f"Discard {found} for good?", yes=yes)
         count = app.discard_failures(reason=reason, **which)
     if as_json:
         output.print_json(output.to_json({"discarded": count, "dry_run": dry_run}))
+        return
+    if not count:
+        output.line("nothing to discard")
         return
     would = "would discard" if dry_run else "discarded"
     output.line(f"{would} {output.plural(count, 'failure')}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +22,8 @@ from kappa_log.cli.params import (
 )
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from kappa_log.app import KappaLog
     from kappa_log.events import Event
 
@@ -152,7 +154,7 @@ def _print_events(found: Iterable[Event]) -> None:
         [
             (
                 e.position,
-                output.when(e.event_time or e.recorded_at),
+                output.Uncut(_time_of(e, output.when)),
                 e.topic,
                 e.entity_id,
                 e.payload_text,
@@ -162,9 +164,16 @@ def _print_events(found: Iterable[Event]) -> None:
     )
 
 
+def _time_of(event: Event, written: Callable[[datetime], str]) -> str:
+    """Return an event's time; one that has none was recorded then, and that is said."""
+    if event.event_time is not None:
+        return written(event.event_time)
+    return f"{written(event.recorded_at)} recorded"
+
+
 def _print_tailed(event: Event) -> None:
     facts = (
-        output.moment(event.event_time or event.recorded_at),
+        _time_of(event, output.moment),
         output.safe(event.topic),
         output.cell(event.entity_id),
         output.cell(event.payload_text),

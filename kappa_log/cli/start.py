@@ -237,7 +237,10 @@ def show_config(options: Options, *, as_json: bool) -> None:
         facts = {"file": found.file, "folder": found.folder, "settings": settings}
         output.print_json(output.to_json(facts))
         return
-    rows = [(key, _written(value), origins[key]) for key, value in found.shown.items()]
+    rows = [
+        (output.Uncut(key), _written(value), origins[key])
+        for key, value in found.shown.items()
+    ]
     output.print_table(("setting", "value", "origin"), rows)
     if found.file is None:
         output.say(f"There is no kappa_log.toml in {found.folder} or above it.")

@@ -61,7 +61,8 @@ def _by_registry(name: str, settings: Mapping[str, Any]) -> Decoder:
     except ImportError as error:
         msg = (
             f"decoder '{name}' needs libraries that are not installed ({error}): "
-            f"pip install kappa-log[{EXTRAS[name]}]"
+            f"pip install 'kappa-log[{EXTRAS[name]}]', from a checkout "
+            f"'.[{EXTRAS[name]}]'"
         )
         raise ConfigError(msg) from None
     if not settings.get("url"):

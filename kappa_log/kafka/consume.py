@@ -144,6 +144,9 @@ class Consumption:
         ConfigError: [kafka] is refused by librdkafka.
     """
 
+    _topics: list[str] | None = None
+    """What it is to read, once it is prepared."""
+
     def __init__(  # noqa: PLR0913 - each is a part of one run, by its name
         self,
         database: Database,
@@ -202,6 +205,16 @@ class Consumption:
         self._tally = tally or Tally()
         self._marks = _GroupOffsets(self._consumer)
 
+    def prepare(self) -> None:
+        """Find the topics and where each partition begins; no handler is started.
+
+        Raises:
+            SourceError: The cluster does not answer, or has no such topic.
+            UsageError: The start lies beyond a partition's end.
+            StorageError: The database refuses.
+        """
+        self._topics = self._keeper.begin()
+
     def run(self, stop: threading.Event) -> ConsumeReport:
         """Consume until stopped, or until the end if that was wanted.
 
@@ -213,7 +226,9 @@ class Consumption:
             StorageError: The database refuses for good; what was committed is kept.
         """
         try:
-            topics = self._keeper.begin()
+            if self._topics is None:
+                self.prepare()
+            topics = self._topics or []
             if not topics:
                 self._tell("no topic matches yet")
                 self._assigned_at = time.monotonic()
@@ -222,7 +237,6 @@ class Consumption:
                 is_read = self._read(topics, stop)
         finally:
             lanes = self._where()
-            self._is_ending = True
             self.close()
             if self.has_begun:
                 notices.tell("listener_stopped", self._facts)
@@ -583,6 +597,7 @@ class Consumption:
 
     def close(self) -> None:
         """Leave the group; with the brokers away that may take long, so not longer."""
+        self._is_ending = True
         closing = threading.Thread(
             target=self._consumer.close, name=f"close {self.id}", daemon=True
         )

@@ -1,10 +1,12 @@
 """Crew: the listeners of one process, each in threads of its own; one end for all.
 
 A listener has as many consumers as its ``max_concurrency``, of one group, each with a
-handler of its own. One that crashes is made anew and goes on where SQL says, after a
-wait that grows. What a new one would meet again ends all: wrong settings, a source that
-is not what it was, records deleted unread, a database that refuses. So does whatever
-comes before a consumer first read, since that is told best where it was started.
+handler of its own. No handler is started before all have found their topics: a topic
+that is missing is told while nobody is at work. A consumer that crashes is made anew
+and goes on where SQL says, after a wait that grows. What a new one would meet again
+ends all: wrong settings, a source that is not what it was, records deleted unread, a
+database that refuses. So does whatever comes before a consumer first read, since that
+is told best where it was started.
 """
 
 from __future__ import annotations
@@ -18,7 +20,14 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from kappa_log.config import Config, ListenerConfig, RestartConfig
-from kappa_log.errors import ConfigError, HandlerError, KappaLogError, message_of
+from kappa_log.errors import (
+    ConfigError,
+    HandlerError,
+    KappaLogError,
+    SourceError,
+    UsageError,
+    message_of,
+)
 from kappa_log.ingest import Clock
 from kappa_log.kafka.consume import (
     CLOSE_SECONDS,
@@ -84,16 +93,22 @@ class _Member:
     """One consumer at work, and those that take its place."""
 
     def __init__(
-        self, post: Post, stop: threading.Event, on_notice: Callable[[str], None]
+        self,
+        post: Post,
+        gate: threading.Barrier,
+        stop: threading.Event,
+        on_notice: Callable[[str], None],
     ) -> None:
         """Make the first one, which may be refused; it does not work yet."""
         self._post = post
+        self._gate = gate
         self._stop = stop
         self._on_notice = on_notice
         self._tally = Tally()
         self._has_begun = False
         self._consumption = post.make(self._tally)
         self.id = self._consumption.id
+        self.is_in = False
         self.report: ConsumeReport | None = None
         self.error: BaseException | None = None
         # A daemon: what hangs in a client's or a driver's call cannot keep us.
@@ -105,9 +120,27 @@ class _Member:
 
     def _work(self) -> None:
         try:
-            self.report = self._supervised()
+            if self._is_let_in():
+                self.report = self._supervised()
         except BaseException as error:  # noqa: BLE001 - raised where it is awaited
             self.error = error
+
+    def _is_let_in(self) -> bool:
+        """Wait until all are prepared; tell whether all are, and nobody is to stop."""
+        try:
+            self._consumption.prepare()
+        except BaseException:
+            self._gate.abort()
+            self.dismiss()
+            raise
+        try:
+            self._gate.wait()
+        except threading.BrokenBarrierError:
+            self.dismiss()
+            self.report = self._consumption.report()
+            return False
+        self.is_in = True
+        return True
 
     def _supervised(self) -> ConsumeReport:
         """Consume, and begin again after each crash that may pass."""
@@ -172,11 +205,13 @@ def work(
 
     Raises:
         ConfigError: Some cannot be made; all that is wrong with any is told, by lines.
+        SourceError: Some have no topic, told in the same way; no handler was started.
         KappaLogError: What the first consumer that failed for good raised; the others
             were stopped.
     """
     together = threading.Event()
-    crew = _made(crew_posts, together, on_notice)
+    gate = threading.Barrier(max(1, len(crew_posts)))
+    crew = _made(crew_posts, gate, together, on_notice)
     for member in crew:
         member.thread.start()
     try:
@@ -186,19 +221,35 @@ def work(
         ids = [member.id for member in crew]
         notices.tell("run_stopping", {"listener_ids": ids})
         together.set()
+        gate.abort()
         end = time.monotonic() + STOP_SECONDS + CLOSE_SECONDS + 0.5
         for member in crew:
             member.thread.join(max(0.0, end - time.monotonic()))
-    for member in _failed(crew):
-        assert member.error is not None
-        raise member.error
+    _raise_first(_failed(crew))
     for member in _at_work(crew):
         on_notice(f"{member.id} did not end in time: its last batch rolls back")
     return [member.report for member in crew if member.report is not None]
 
 
+def _raise_first(failed: Sequence[_Member]) -> None:
+    """Raise what ended a crew: of those that could not begin, all that was wrong."""
+    errors = [member.error for member in failed if member.error is not None]
+    if not errors:
+        return
+    first = errors[0]
+    said = dict.fromkeys(
+        str(member.error)
+        for member in failed
+        if not member.is_in and isinstance(member.error, KappaLogError)
+    )
+    if len(said) > 1 and type(first) in (SourceError, UsageError):
+        raise type(first)("\n".join(said)) from first
+    raise first
+
+
 def _made(
     crew_posts: Sequence[Post],
+    gate: threading.Barrier,
     stop: threading.Event,
     on_notice: Callable[[str], None],
 ) -> list[_Member]:
@@ -206,7 +257,7 @@ def _made(
     wrong: list[str] = []
     for post in crew_posts:
         try:
-            made.append(_Member(post, stop, on_notice))
+            made.append(_Member(post, gate, stop, on_notice))
         except ConfigError as error:
             wrong.append(str(error))
     if wrong:

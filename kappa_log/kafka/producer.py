@@ -23,7 +23,7 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from kappa_log.codec import made
-from kappa_log.config import Config, load_config
+from kappa_log.config import Config, did_you_mean, load_config
 from kappa_log.errors import DecodeError, DeliveryFailed, SourceError, UsageError
 from kappa_log.kafka import client
 from kappa_log.telemetry import tracing
@@ -174,14 +174,36 @@ class Producer:
 
         Raises:
             DeliveryFailed: The cluster did not take one; others may be there.
+            UsageError: As `async_publish_list`.
         """
         return [future.result() for future in self.async_publish_list(messages)]
 
     def async_publish_list(
         self, messages: Iterable[Mapping[str, Any]]
     ) -> list[Future[Delivery]]:
-        """Hand records over; return their futures."""
-        return [self.async_publish(**message) for message in messages]
+        """Hand records over; return their futures.
+
+        Raises:
+            UsageError: A message names what `publish` does not take, or lacks what it
+                needs; those before it were handed over.
+        """
+        return [
+            self._hand_over(index, message) for index, message in enumerate(messages)
+        ]
+
+    def _hand_over(self, index: int, message: Mapping[str, Any]) -> Future[Delivery]:
+        """Hand one of a list over; a wrong name is told with its place in the list."""
+        try:
+            return self.async_publish(**message)
+        except TypeError:
+            wrong = _wrong_names(message)
+            if not wrong:
+                raise
+            msg = (
+                f"message {index} of the list: {wrong}; it was not sent, nor what "
+                "follows it"
+            )
+            raise UsageError(msg) from None
 
     def async_publish(  # noqa: PLR0913 - what a record has, by its names
         self,
@@ -405,6 +427,25 @@ def _refused(topic: str, error: KafkaError) -> DeliveryFailed | UsageError:
         msg = f"topic {topic}: {error.str()}; publish inside producer.transaction()"
         return UsageError(msg)
     return DeliveryFailed(topic, error.str(), retryable=error.retriable())
+
+
+_NAMES = (
+    *("topic", "payload", "key", "partition_key", "partition", "headers"),
+    "timestamp",
+)
+
+
+def _wrong_names(message: object) -> str:
+    """Return why these cannot be the arguments of `publish`; empty if they can."""
+    if not isinstance(message, Mapping):
+        return f"it is {type(message).__name__}, not a dict of what publish takes"
+    wrong = [f"{name} is missing" for name in _NAMES[:2] if name not in message]
+    wrong += [
+        f"{name!r} is not known{did_you_mean(str(name), _NAMES)}"
+        for name in message
+        if name not in _NAMES
+    ]
+    return ", ".join(wrong)
 
 
 def _payload(payload: Any) -> bytes | None:

@@ -163,7 +163,8 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
         import yaml
     except ImportError:
         msg = (
-            "reading YAML needs one more package; run: pip install 'kappa-log[phobos]'"
+            "reading YAML needs one more package; run: pip install "
+            "'kappa-log[phobos]', from a checkout pip install '.[phobos]'"
         )
         raise ConfigError(msg) from None
     try:

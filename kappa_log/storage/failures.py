@@ -69,6 +69,15 @@ def count(connection: sa.Connection, database: Database, chosen: FailureFilter) 
     return int(connection.scalar(query) or 0)
 
 
+def values(
+    connection: sa.Connection, database: Database, name: str, *, limit: int
+) -> list[str]:
+    """Return the first of the values that failures have in a column, sorted."""
+    column = database.tables.failures.c[name]
+    query = sa.select(column).where(column.is_not(None)).distinct()
+    return list(connection.scalars(query.order_by(column).limit(limit)))
+
+
 def count_states(connection: sa.Connection, database: Database) -> dict[str, int]:
     """Return how many failures raised themselves (failed), or wait behind (parked)."""
     table = database.tables.failures

@@ -201,6 +201,13 @@ def known_lanes(
     }
 
 
+def has_lane(connection: sa.Connection, database: Database, **of: str) -> bool:
+    """Tell whether there is a lane of this topic or group_id."""
+    table = database.tables.offsets
+    query = sa.select(sa.literal(1)).select_from(table).filter_by(**of).limit(1)
+    return connection.scalar(query) is not None
+
+
 def reread(
     connection: sa.Connection, database: Database, lane: Lane, held: Assignment
 ) -> Assignment | None:

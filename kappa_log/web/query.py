@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime, time
 from hashlib import blake2b
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from pydantic import (
@@ -19,12 +19,16 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
     WithJsonSchema,
+    model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 from typing_extensions import override
 
 from kappa_log.codec import check_id
-from kappa_log.config import OnError
+from kappa_log.config import OnError, did_you_mean
 from kappa_log.errors import DecodeError, UsageError
 from kappa_log.events import from_micros, in_utc, to_micros
 from kappa_log.plan import From
@@ -46,6 +50,14 @@ def _whole(value: object) -> object:
         msg = "a whole number is written with the digits 0 to 9"
         raise ValueError(msg)
     return value
+
+
+def _limit(value: object) -> object:
+    try:
+        return _whole(value)
+    except ValueError:
+        msg = f"a whole number from 1 to {MAX_LIMIT}, in the digits 0 to 9"
+        raise ValueError(msg) from None
 
 
 def _moment(value: object) -> datetime:
@@ -84,7 +96,7 @@ Text = Annotated[str, AfterValidator(_text)]
 Texts = Annotated[list[Text], Field(max_length=100)]
 Number = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=MAX_NUMBER)]
 Identifier = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_NUMBER)]
-Limit = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_LIMIT)]
+Limit = Annotated[int, BeforeValidator(_limit), Field(ge=1, le=MAX_LIMIT)]
 By = Literal["recorded", "event-time"]
 Reason = Annotated[str, AfterValidator(_text), Field(max_length=1000)]
 
@@ -96,9 +108,34 @@ class Query(BaseModel):
 
 
 class Body(BaseModel):
-    """A body; a member that is not known is refused."""
+    """A body; a member that is not known is refused, with those that there are."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _named(cls, given: Any, validated: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return validated(given)
+        except ValidationError as error:
+            unknown = [
+                one["loc"]
+                for one in error.errors()
+                if one["type"] == "extra_forbidden" and len(one["loc"]) == 1
+            ]
+            if not unknown:
+                raise
+            found = [
+                _no_member(str(name), list(cls.model_fields)) for (name,) in unknown
+            ]
+            raise ValidationError.from_exception_data(cls.__name__, found) from None
+
+
+def _no_member(name: str, known: list[str]) -> InitErrorDetails:
+    said = PydanticCustomError(
+        "no_such_member", "no such member{hint}", {"hint": did_you_mean(name, known)}
+    )
+    return InitErrorDetails(type=said, loc=(name,), input=None)
 
 
 class Limited(Query):

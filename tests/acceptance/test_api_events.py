@@ -176,6 +176,10 @@ def test_a_parameter_that_is_none_is_refused(world: ApiWorld) -> None:
         body: Any = response.json
         assert (body["error"], body["status"]) == (True, 422)
         assert body["instance"] == "/v1/events"
+    body = world.client.get("/v1/events?limit=-1").json
+    assert body["message"] == (
+        "limit: a whole number from 1 to 500, in the digits 0 to 9"
+    )
 
 
 def test_a_cursor_is_of_its_list_and_filters(world: ApiWorld) -> None:

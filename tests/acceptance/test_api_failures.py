@@ -93,6 +93,23 @@ def test_many_are_retried_by_a_filter(world: ApiWorld) -> None:
     assert {who for who, *_ in _audit(world)} == {"api@loopback"}
 
 
+@pytest.mark.parametrize("act", ["retry", "discard"])
+def test_a_filter_of_nothing_that_there_is_is_refused(
+    world: ApiWorld, act: str
+) -> None:
+    """As a misspelled member is: with 200 it would look like success."""
+    status, said = _post(world, f"/v1/failures/{act}", topic="ordres")
+    _, typo = _post(world, f"/v1/failures/{act}", fingerprnt="f1")
+    _, other = _post(world, f"/v1/failures/{act}", **{"": 1})
+
+    assert status == 422
+    assert said["message"] == (
+        "no failure matches topic 'ordres'; there are failures of: orders"
+    )
+    assert typo["message"] == ("fingerprnt: no such member; did you mean fingerprint?")
+    assert "there are: ids, fingerprint, topic, " in other["message"]
+
+
 def test_a_dry_run_tells_what_would_become_of_each(world: ApiWorld) -> None:
     """One or many, by the handler's own words; and nothing is kept of it."""
     world.script({"do": "raise", "message": "no price in /etc/shop/prices.json"})

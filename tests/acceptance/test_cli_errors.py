@@ -319,7 +319,6 @@ def test_an_interrupt_exits_130(
     ("command", "kept"),
     [
         ("ingest x --topic t", "the batches that were committed are kept"),
-        ("import-phobos x", "the batches that were committed are kept"),
         ("project", "rows and cursors that were written are kept"),
         ("export", "the archive is whole"),
         ("import", "an import is one transaction: nothing was imported, unless"),
@@ -499,5 +498,12 @@ def test_what_init_writes_is_a_configuration(
     code, out, _ = typed(capsys, "config", "show")
 
     assert code == 0
+    monkeypatch.setenv("COLUMNS", "80")
+    long = "socket.connection.setup.timeout.ms"
+    with (tmp_path / "kappa_log.toml").open("a") as file:
+        file.write(f'[kafka]\n"{long}" = 5000\n')
+    narrow = typed(capsys, "config", "show")[1].splitlines()
+    assert [line for line in narrow if line.startswith(f"kafka.{long}  5000 ")]
+    assert max(map(len, narrow)) <= 80
     assert f"sqlite:///{tmp_path}/kappa_log.db" in out
     assert '["projections"]' in out

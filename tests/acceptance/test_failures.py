@@ -94,7 +94,10 @@ def test_without_failures_each_list_says_so(typed: Type, world: Poisoned) -> Non
     assert "There is no failure" in typed("failures", "groups").err
     assert typed("failures", "list", "--json").out == ""
     assert typed("failures", "groups", "--json").out == ""
-    assert "kept 0" in typed("failures", "retry", "--all").out
+    for chosen in (("--all",), ("--topic", "ordres"), ("--fingerprint", "xyz")):
+        assert typed("failures", "retry", *chosen).out == "nothing to retry\n"
+        said = typed("failures", "discard", *chosen, "--reason", "old")
+        assert said.out == "nothing to discard\n"
     world.check()
 
 
@@ -137,9 +140,8 @@ def test_a_dry_run_counts_and_does_nothing(
         (("--fingerprint", print_), 2),
         (("--error-class", "DecodeError"), 1),
         (("--group", "billing", "--topic", "orders"), 4),
-        (("--topic", "others"), 0),
     ):
-        code = 3 if act == "retry" and count else 0
+        code = 3 if act == "retry" else 0
         said = typed("failures", act, *chosen, "--dry-run", code=code)
         noun = "failure" if count == 1 else "failures"
         assert f"would {act} {count} {noun}" in said.out
@@ -190,6 +192,37 @@ def test_what_is_meant_must_be_said(typed: Type, world: Poisoned, act: str) -> N
     assert len(world.failed()) == 4
 
 
+MISTYPED = [
+    (("--topic", "ordres"), "topic 'ordres'; there are failures of: orders"),
+    (("--group", "biling"), "group 'biling'; there are failures of: billing"),
+    (("--fingerprint", "xyz"), "fingerprint 'xyz'; there are failures of: "),
+    (
+        ("--error-class", "ValueErr", "--topic", "orders"),
+        "error class 'ValueErr'; there are failures of: DecodeError, ValueError",
+    ),
+]
+
+
+@pytest.mark.parametrize("act", ["retry", "discard"])
+def test_a_mistyped_filter_is_no_success(
+    world: Poisoned, capsys: pytest.CaptureFixture[str], act: str
+) -> None:
+    """What is nowhere was mistyped; what is read and has no failure is done already."""
+    typed = typist(capsys)
+    for chosen, words in MISTYPED:
+        for more in ((), ("--dry-run",)):
+            said = typed("failures", act, *chosen, *more, "--reason", "x", code=2)
+            assert f"no failure matches {words}" in said.err
+    with (world.folder / "kappa_log.toml").open("a") as file:
+        file.write('[[listeners]]\ntopic = "refunds"\ngroup_id = "books"\n')
+        file.write(f'handler = "{world.module}:Orders"\n')
+
+    for chosen in (("--topic", "refunds"), ("--group", "books", "--topic", "orders")):
+        said = typed("failures", act, *chosen, "--reason", "x")
+        assert said.out == f"nothing to {act}\n"
+    assert len(world.failed()) == 4
+
+
 def test_a_discard_wants_a_reason_and_consent(typed: Type, world: Poisoned) -> None:
     """It is for good: who, when and why stay in the audit trail."""
     assert "--reason" in typed("failures", "discard", "1", "--yes", code=2).err
@@ -215,6 +248,7 @@ def test_a_discard_wants_a_reason_and_consent(typed: Type, world: Poisoned) -> N
 
 def test_an_event_is_handled_again(typed: Type, world: Poisoned) -> None:
     """What its handler says now is told; nothing is stored."""
+    assert "Z recorded" in typed("events", "list").out  # it says no time of its own
     assert "its handler acknowledges it" in typed("events", "retry", "1").out
     assert typed("events", "retry", "1", "--json").json == [{"acknowledged": True}]
     handlers = world.folder / f"{world.module}.py"

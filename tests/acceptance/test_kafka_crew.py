@@ -22,7 +22,12 @@ from typing_extensions import override
 from kappa_log import Handler
 from kappa_log.cli import run
 from kappa_log.decoders import registry
-from kappa_log.errors import ConfigError, HandlerError, RegistryUnavailable
+from kappa_log.errors import (
+    ConfigError,
+    HandlerError,
+    RegistryUnavailable,
+    SourceError,
+)
 from kappa_log.kafka import client
 from kappa_log.telemetry.notices import NAMES, Notice, subscribe
 from support.kafka_broker import RealBroker
@@ -92,6 +97,8 @@ def test_a_listener_that_crashed_goes_on_where_the_log_says(real: Shop) -> None:
         running.wait_for(lambda: running.told("crashed: OSError") >= 1, "a crash")
         publish(shop, *range(8, 12))
         running.wait_for(lambda: len(shop.events()) == 12, "all of them")
+        # Told to stop before, it would not be made anew.
+        running.wait_for(lambda: len(crashes) == 2, "both crashes")
 
     assert sorted(map(int, filter(None, shop.ids()))) == list(range(12))
     assert running.told(": the screen is full at told, line ")
@@ -307,6 +314,22 @@ def test_all_that_is_wrong_is_told_at_the_start_and_by_doctor(
     monkeypatch.chdir(shop.folder)
     assert run(["consume", "--until-end"]) == 78
     assert lines[3] in " ".join(capsys.readouterr().err.split())
+
+
+def test_topics_that_are_missing_are_told_before_any_handler_starts(shop: Shop) -> None:
+    """All of them, and nobody has begun who would have to end."""
+    shop.configure({}, {"topic": "one"}, {"topic": "other", "max_concurrency": 2})
+    told: list[Notice] = []
+
+    with (
+        subscribe("*_started", told.append),
+        pytest.raises(SourceError) as caught,
+    ):
+        shop.app.run()
+
+    assert told == []
+    lines = str(caught.value).splitlines()
+    assert [line.rpartition(" ")[2] for line in lines] == ["'one'", "'other'"]
 
 
 FUNCTION = """

@@ -98,6 +98,23 @@ def test_a_list_keeps_its_order_and_says_where_all_are(producer: Producer) -> No
     assert len({delivery.partition for delivery in found}) == 1
 
 
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"topic": "t"}, "payload is missing; it was not sent"),
+        ({"topc": "t", "payload": 1}, "topic is missing, 'topc' is not known; did you"),
+        ({"topic": "t", "payload": 1, "to": 2}, "'to' is not known; there are: topic"),
+        ("t", "it is str, not a dict"),
+    ],
+)
+def test_a_wrong_message_of_a_list_is_named_by_its_place(
+    producer: Producer, message: Any, words: str
+) -> None:
+    """An error of a call that nobody sees would name none of a thousand messages."""
+    with pytest.raises(UsageError, match=f"message 1 of the list: {words}"):
+        producer.publish_list([{"topic": "t", "payload": 0}, message])
+
+
 def test_a_future_comes_true_without_anybody_polling(producer: Producer) -> None:
     """SEED async_publish; asyncio waits for it too."""
     told = threading.Event()

@@ -72,10 +72,18 @@ def test_a_service_runs_inside_of_a_program(
     mock_broker: MockBroker, project: Path
 ) -> None:
     """SEED L7, L9: it starts in a thread, and ends when it is told to."""
-    mock_broker.create_topic("orders", 1)
-    (project / "kappa_log.toml").write_text(
-        SETTINGS.format(bootstrap=mock_broker.bootstrap)
+    for topic in ("orders", "refunds"):
+        mock_broker.create_topic(topic, 1)
+    # Two listeners: the example holds for any number.
+    _, listeners = re.split(r"(?=\[\[listeners)", SETTINGS)
+    settings = SETTINGS + listeners.replace("orders", "refunds").replace(
+        "billing", "till"
     )
+    (project / "kappa_log.toml").write_text(
+        settings.format(bootstrap=mock_broker.bootstrap).replace("Orders", "Till")
+    )
+    with (project / "handlers.py").open("a") as file:
+        file.write(block("around"))
     (project / "service.py").write_text(
         "from kappa_log import KappaLog\nKappaLog.open().create_database()\n"
         + block("embedded")

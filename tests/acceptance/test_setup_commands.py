@@ -158,8 +158,11 @@ def test_setup_and_reset_seed(typed: Type, tmp_path: Path) -> None:
     assert "define seed(log) in it" in nothing[2]
     assert "seeded  " in again[1]
     assert (nothing[0], again[0], reset[0]) == (0, 0, 0)
-    (tmp_path / "seeds.py").write_text("1/0")
-    assert "ZeroDivisionError" in typed("db", "seed")[2]
+    for text, line in (("\n1/0", 2), ("def seed(log):\n    log.head()\n    1/0", 3)):
+        (tmp_path / "seeds.py").write_text(text)
+        code, _, err = typed("db", "seed")
+        told = f"ZeroDivisionError: division by zero, at line {line}"
+        assert (code, told in err, "seeds.py" in err) == (2, True, True), err
     (tmp_path / "seeds.py").write_text("")
     assert typed("db", "seed")[0] == 2
 

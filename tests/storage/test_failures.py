@@ -225,7 +225,6 @@ def test_many_are_chosen_by_what_they_have_in_common(world: Poisoned) -> None:
         ({}, 3),
         ({"error_class": "ValueError"}, 2),
         ({"fingerprint": prints[1]}, 1),
-        ({"topic": "others"}, 0),
         ({"group": "billing", "partition": 0}, 3),
         ({"ids": (1, 2, 10**30, -1)}, 2),
     ):

@@ -486,5 +486,5 @@ def test_a_missing_library_names_its_extra(
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, library, None)
 
-    with pytest.raises(ConfigError, match=rf"pip install kappa-log\[{extra}\]"):
+    with pytest.raises(ConfigError, match=rf"pip install 'kappa-log\[{extra}\]'"):
         decoder_named(name, {"url": "mock://x"})
