@@ -15,6 +15,8 @@ from kappa_log.app import KappaLog
 from kappa_log.cli import run
 from kappa_log.config import load_config
 
+pytestmark = pytest.mark.usefixtures("uncovered")
+
 FIELDS = ("--entity-id=customer_id", "--event-time=time", "--event-type=type")
 BOTH = ("customer_totals", "customer_totals_sql")
 SINCE = ("--since", "1998-01-01", "--by", "event-time")

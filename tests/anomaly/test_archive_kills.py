@@ -23,6 +23,8 @@ from support.processes import Worker
 from support.purchases import OLD, TOPIC, folded, registered
 from support.worker import FIELDS
 
+pytestmark = pytest.mark.usefixtures("uncovered")
+
 LINES = 6_000
 BEFORE = 2_500
 

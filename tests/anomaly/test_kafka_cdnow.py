@@ -19,6 +19,8 @@ from support.kafka_process import wait_for
 from support.kafka_worker import Customer, bought
 from support.kafka_world import DYNAMIC, World, Worlds
 
+pytestmark = pytest.mark.usefixtures("uncovered")
+
 PARTITIONS = 4
 KILLS = 10
 

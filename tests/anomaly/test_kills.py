@@ -30,6 +30,8 @@ from support.processes import Worker
 from support.purchases import OLD, TOPIC, folded, parked, registered
 from support.worker import FIELDS
 
+pytestmark = pytest.mark.usefixtures("uncovered")
+
 KILLS = 8
 LINES = 12_000
 SINCE = 10_001

@@ -31,6 +31,8 @@ from support.worlds import (
     fold,
 )
 
+pytestmark = pytest.mark.usefixtures("uncovered")
+
 
 @pytest.fixture
 def apps(database_url: str, tmp_path: Path) -> Any:
