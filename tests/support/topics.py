@@ -283,9 +283,17 @@ class Command:
         return self._files[1].read_text()
 
     def wait_for(self, fact: Callable[[], object], name: str) -> None:
-        """Wait until something is true."""
-        wait_for(lambda: fact() or self._process.poll() is not None, name)
-        assert fact(), f"it ended before {name}: {self.out}{self.err}"
+        """Wait until something is true, be it for a moment."""
+        was_true = False
+
+        def is_over() -> bool:
+            nonlocal was_true
+            has_ended = self._process.poll() is not None
+            was_true = bool(fact())
+            return was_true or has_ended
+
+        wait_for(is_over, name)
+        assert was_true, f"it ended before {name}: {self.out}{self.err}"
 
     def wait_until_told(self, words: str) -> None:
         """Wait until it says something."""
