@@ -138,6 +138,7 @@ class Answers:
         self.all.append(answer)
 
 
+@pytest.mark.usefixtures("uncovered")
 @pytest.mark.parametrize("changes_columns", [False, True], ids=["same", "changing"])
 def test_a_reader_sees_the_old_rows_or_the_new_and_never_an_error(
     shop: Shop,
