@@ -142,15 +142,18 @@ class Replayer:
             )
             if row.build is not None:
                 self._drop_if_there(connection, row.projection, row.build)
-            replays.update(
-                connection,
-                self._database,
-                row.id,
-                now=self._context.clock(),
-                phase="done",
-                outcome="cancelled",
-            )
+            self._mark_cancelled(connection, row)
             return replays.get(connection, self._database, identifier)
+
+    def _mark_cancelled(self, connection: sa.Connection, row: ReplayRow) -> None:
+        replays.update(
+            connection,
+            self._database,
+            row.id,
+            now=self._context.clock(),
+            phase="done",
+            outcome="cancelled",
+        )
 
     def promote(
         self, name: str, *, max_changed: str | None, reason: str | None
@@ -271,7 +274,7 @@ class Replayer:
         found: list[Build],
         reason: str | None,
     ) -> None:
-        database, now = self._database, self._context.clock()
+        database = self._database
         views.limit_waiting(connection, database)
         for build in found:
             # Whoever still folds it finds its cursor gone, and writes no row.
@@ -279,8 +282,7 @@ class Replayer:
         for row in replays.listed(
             connection, database, projection=name, unfinished=True
         ):
-            end: dict[str, Any] = {"phase": "done", "outcome": "cancelled"}
-            replays.update(connection, database, row.id, now=now, **end)
+            self._mark_cancelled(connection, row)
         views.drop_view(connection, database, name)
         for build in found:
             builds.drop(connection, database, build)
@@ -291,7 +293,7 @@ class Replayer:
             detail={"builds": [build.number for build in found]},
             reason=reason,
         )
-        replays.write_audit(connection, database, act, now)
+        replays.write_audit(connection, database, act, self._context.clock())
 
     # --- running ------------------------------------------------------------
 

@@ -77,6 +77,7 @@ _GOES_ON = "the same command goes on from there."
 
 INTERRUPTED: Mapping[str, str] = {
     "ingest": f"the batches that were committed are kept, and {_GOES_ON}",
+    "import-phobos": "nothing was imported.",
     "project": f"rows and cursors that were written are kept, and {_GOES_ON}",
     "export": f"the archive is whole, as it was or as it is to be, and {_GOES_ON}",
     "import": (
@@ -89,8 +90,8 @@ INTERRUPTED: Mapping[str, str] = {
         "once more."
     ),
 }
-"""What Ctrl-C leaves behind, by command. `replay` and `import-phobos` say it
-themselves, as they know more."""
+"""What Ctrl-C leaves behind, by command, where the interrupt has no note that knows
+more. `replay` says it itself."""
 
 DEBUG = "KAPPA_LOG_DEBUG"
 
@@ -106,9 +107,10 @@ class Root(Commands):
         except BrokenPipeError:
             output.close_stdout()
             ctx.exit()
-        except KeyboardInterrupt:
-            kept = INTERRUPTED.get(ctx.invoked_subcommand or "")
-            if kept is not None:
+        except KeyboardInterrupt as stop:
+            kept = " ".join(f"{note}." for note in getattr(stop, "__notes__", ()))
+            kept = kept or INTERRUPTED.get(ctx.invoked_subcommand or "", "")
+            if kept:
                 output.say(f"\nInterrupted; {kept}")
             raise
         return code

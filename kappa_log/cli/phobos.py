@@ -36,24 +36,19 @@ def import_phobos(
     Stop its consumers first. A run that was interrupted goes on where it was, and
     each run compares all that was imported with the old rows.
     """
-    try:
-        with output.Meter() as meter:
+    with output.Meter() as meter:
 
-            def show(progress: PhobosProgress) -> None:
-                meter.update(
-                    progress.phase,
-                    progress.done,
-                    progress.total,
-                    output.plural(progress.done, "row"),
-                )
-
-            report = app.import_phobos(
-                url, source=source, dry_run=dry_run, on_progress=show
+        def show(progress: PhobosProgress) -> None:
+            meter.update(
+                progress.phase,
+                progress.done,
+                progress.total,
+                output.plural(progress.done, "row"),
             )
-    except KeyboardInterrupt as stop:
-        (state, *_) = getattr(stop, "__notes__", ["nothing was imported"])
-        output.say(f"\nInterrupted; {state}.")
-        raise
+
+        report = app.import_phobos(
+            url, source=source, dry_run=dry_run, on_progress=show
+        )
     if as_json:
         output.print_json(output.to_json(report))
     else:
@@ -100,21 +95,18 @@ def _print_table(found: TableReport, *, dry_run: bool) -> None:
 def _print_odd(found: TableReport, *, dry_run: bool) -> None:
     """Say which rows are kept in another way than people may think."""
     if found.not_utf8.rows:
-        payloads = _counted(found.not_utf8.rows, "payload is", "payloads are")
+        count = found.not_utf8.rows
+        payloads = f"{output.plural(count, 'payload')} {'is' if count == 1 else 'are'}"
         where = "value" if found.table == "failures" else "raw"
         output.line(
             f"  {payloads} no UTF-8, kept byte for byte as {where}: "
             f"rows {found.not_utf8}"
         )
     if found.no_events.rows:
-        rows = _counted(found.no_events.rows, "row", "rows")
+        rows = output.plural(found.no_events.rows, "row")
         become = "would become" if dry_run else "became"
         many = found.no_events.rows > 1
         output.line(
             f"  {rows} cannot be {'events' if many else 'an event'} here, and {become} "
             f"{'failures' if many else 'a failure'}: rows {found.no_events}"
         )
-
-
-def _counted(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"

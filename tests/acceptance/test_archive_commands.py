@@ -16,6 +16,7 @@ from kappa_log.archive.reader import Archive
 from kappa_log.cli import run
 from kappa_log.errors import ArchiveDamaged, UsageError
 from support.archives import files
+from support.typed import enter_project
 
 BIKES = """
 import msgspec
@@ -52,12 +53,7 @@ def typed(
 
     It returns what was printed, as JSON if that was asked for, or the error.
     """
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.setenv("KAPPA_LOG__DATABASE__URL", database_url)
-    (tmp_path / "kappa_log.toml").write_text("")
-    (tmp_path / "projections").mkdir()
-    (tmp_path / "projections" / "bikes.py").write_text(BIKES)
+    enter_project(monkeypatch, tmp_path, database_url, {"bikes": BIKES})
 
     def type_(*arguments: str, code: int = 0) -> Any:
         capsys.readouterr()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kappa_log.app import KappaLog
-from support.typed import Type, typist
+from support.typed import Type, enter_project, typist
 
 BIKES = '''
 from dataclasses import dataclass
@@ -46,12 +46,7 @@ def typed(
     capsys: pytest.CaptureFixture[str],
 ) -> Type:
     """Return a function that types a command in a folder with a projection."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.setenv("KAPPA_LOG__DATABASE__URL", database_url)
-    (tmp_path / "kappa_log.toml").write_text("")
-    (tmp_path / "projections").mkdir()
-    (tmp_path / "projections" / "bikes.py").write_text(BIKES)
+    enter_project(monkeypatch, tmp_path, database_url, {"bikes": BIKES})
     lines = [json.dumps(ride) for ride in RIDES]
     (tmp_path / "rides.jsonl").write_text("\n".join([*lines, lines[0], "{bad"]) + "\n")
 

@@ -12,7 +12,7 @@ import pytest
 from support.api import ApiWorld
 from support.logs import append
 from support.tallies import knows, sums, tallies
-from support.typed import Type, typist
+from support.typed import Type, enter_project, typist
 
 BIKES = '''
 from kappa_log import Event, projection
@@ -44,12 +44,7 @@ def typed(
     capsys: pytest.CaptureFixture[str],
 ) -> Type:
     """Type commands in a folder with rides, and a projection that one of them fails."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("KAPPA_LOG__DATABASE__URL", database_url)
-    (tmp_path / "kappa_log.toml").write_text("")
-    (tmp_path / "projections").mkdir()
-    (tmp_path / "projections" / "bikes.py").write_text(BIKES)
+    enter_project(monkeypatch, tmp_path, database_url, {"bikes": BIKES}, columns=200)
     (tmp_path / "rides.jsonl").write_text("".join(json.dumps(r) + "\n" for r in RIDES))
 
     type_ = typist(capsys)

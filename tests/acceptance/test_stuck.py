@@ -15,7 +15,7 @@ from kappa_log.app import folding
 from kappa_log.cli import projections
 from kappa_log.errors import UsageError
 from support.logs import execute, tables
-from support.typed import Type, typist
+from support.typed import Type, enter_project, typist
 
 COUNTS = '''
 from kappa_log import Event, projection
@@ -70,15 +70,8 @@ def typed(
     capsys: pytest.CaptureFixture[str],
 ) -> Type:
     """Type commands in a folder where one of three projections meets a bad event."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.setenv("KAPPA_LOG__DATABASE__URL", database_url)
-    (tmp_path / "kappa_log.toml").write_text("")
-    folder = tmp_path / "projections"
-    folder.mkdir()
-    (folder / "broken.py").write_text(BROKEN)
-    for name in ("alpha", "zulu"):
-        (folder / f"{name}.py").write_text(COUNTS.format(name=name))
+    counts = {name: COUNTS.format(name=name) for name in ("alpha", "zulu")}
+    enter_project(monkeypatch, tmp_path, database_url, {"broken": BROKEN} | counts)
     lines = "".join(json.dumps(sale) + "\n" for sale in SALES)
     (tmp_path / "sales.jsonl").write_text(lines)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -39,3 +40,29 @@ def typist(capsys: pytest.CaptureFixture[str]) -> Type:
         return said
 
     return type_
+
+
+def enter_project(
+    patch: pytest.MonkeyPatch,
+    folder: Path,
+    url: str,
+    projections: Mapping[str, str],
+    *,
+    columns: int = 300,
+) -> None:
+    """Make a folder a project with a log and these projections, and go there.
+
+    Args:
+        patch: Undoes it.
+        folder: An empty one.
+        url: The log's database.
+        projections: Name of a module and its text.
+        columns: Width of the terminal.
+    """
+    patch.chdir(folder)
+    patch.setenv("COLUMNS", str(columns))
+    patch.setenv("KAPPA_LOG__DATABASE__URL", url)
+    (folder / "kappa_log.toml").write_text("")
+    (folder / "projections").mkdir()
+    for name, text in projections.items():
+        (folder / "projections" / f"{name}.py").write_text(text)
