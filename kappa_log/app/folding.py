@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -159,7 +160,7 @@ class Folding(Failing):
 
         Args:
             names: As for `project`.
-            stop: Set to end it.
+            stop: Set to end it, from any thread or signal handler.
             on_report: Called with what each round did for a projection.
             on_error: As for `project`.
             on_failure: Called with the error of a projection that fails, each round
@@ -179,7 +180,7 @@ class Folding(Failing):
                 if on_failure is None or not reports:
                     raise error
                 on_failure(error)
-            stop.wait(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def rows(
         self,

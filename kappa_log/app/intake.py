@@ -134,7 +134,8 @@ class Intake(Replaying):
 
         Args:
             listeners: Ids of configured listeners; all if empty.
-            stop: Ends it when set, within five seconds.
+            stop: Ends it when set, from any thread or signal handler, within five
+                seconds.
             until_end: End when all that is assigned is read to its end.
             accept_gap: Go on where the broker deleted records before they were read.
             on_notice: Called with what people should know: assignments, troubles.

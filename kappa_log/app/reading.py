@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,7 +85,7 @@ class Reading(Tables):
         """Yield events as they come, until told to stop.
 
         Args:
-            stop: Ends the iteration when set.
+            stop: Ends the iteration when set, from any thread or signal handler.
             after: Position to begin after; None begins at the head.
             topic: Topic to follow; None follows all.
         """
@@ -95,7 +96,7 @@ class Reading(Tables):
             if found:
                 cursor = found[-1].position
             else:
-                stop.wait(POLL_SECONDS)
+                time.sleep(POLL_SECONDS)
 
     def checkpoints(
         self, *, limit: int = 50, after: int | None = None

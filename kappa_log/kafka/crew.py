@@ -97,18 +97,21 @@ class _Member:
         post: Post,
         gate: threading.Barrier,
         stop: threading.Event,
+        news: threading.Event,
         on_notice: Callable[[str], None],
     ) -> None:
         """Make the first one, which may be refused; it does not work yet."""
         self._post = post
         self._gate = gate
         self._stop = stop
+        self._news = news
         self._on_notice = on_notice
         self._tally = Tally()
         self._has_begun = False
         self._consumption = post.make(self._tally)
         self.id = self._consumption.id
         self.is_in = False
+        self.is_at_work = True
         self.report: ConsumeReport | None = None
         self.error: BaseException | None = None
         # A daemon: what hangs in a client's or a driver's call cannot keep us.
@@ -124,6 +127,9 @@ class _Member:
                 self.report = self._supervised()
         except BaseException as error:  # noqa: BLE001 - raised where it is awaited
             self.error = error
+        finally:
+            self.is_at_work = False
+            self._news.set()
 
     def _is_let_in(self) -> bool:
         """Wait until all are prepared; tell whether all are, and nobody is to stop."""
@@ -199,6 +205,8 @@ def work(
     """Run consumers until each is at its end, one fails, or all are told to stop.
 
     Whoever is told to stop ends its batch or lets it roll back, within five seconds.
+    Nothing waits on `stop`, so a signal handler may set it: one that interrupts a wait
+    on the same event in its own thread would wait for ever.
 
     Returns:
         The reports, in the order of the posts; one that did not end in time has none.
@@ -211,12 +219,14 @@ def work(
     """
     together = threading.Event()
     gate = threading.Barrier(max(1, len(crew_posts)))
-    crew = _made(crew_posts, gate, together, on_notice)
+    news = threading.Event()
+    crew = _made(crew_posts, gate, together, news, on_notice)
     for member in crew:
         member.thread.start()
     try:
         while _at_work(crew) and not _failed(crew) and not stop.is_set():
-            stop.wait(_TICK_SECONDS)
+            news.wait(_TICK_SECONDS)
+            news.clear()
     finally:
         ids = [member.id for member in crew]
         notices.tell("run_stopping", {"listener_ids": ids})
@@ -251,13 +261,14 @@ def _made(
     crew_posts: Sequence[Post],
     gate: threading.Barrier,
     stop: threading.Event,
+    news: threading.Event,
     on_notice: Callable[[str], None],
 ) -> list[_Member]:
     made: list[_Member] = []
     wrong: list[str] = []
     for post in crew_posts:
         try:
-            made.append(_Member(post, gate, stop, on_notice))
+            made.append(_Member(post, gate, stop, news, on_notice))
         except ConfigError as error:
             wrong.append(str(error))
     if wrong:
@@ -269,7 +280,7 @@ def _made(
 
 
 def _at_work(crew: Sequence[_Member]) -> list[_Member]:
-    return [member for member in crew if member.thread.is_alive()]
+    return [member for member in crew if member.is_at_work]
 
 
 def _failed(crew: Sequence[_Member]) -> list[_Member]:

@@ -125,6 +125,10 @@ class Jobs:
         mine = [job for job in self._jobs if job.id == identifier]
         return mine[-1] if mine else None
 
+    def running(self) -> set[int]:
+        """Return the replays at work now, by id."""
+        return {job.id for job in self._jobs if job.id is not None and job.is_running}
+
     def tell_to_stop(self) -> None:
         """Tell all jobs to stop; their replays can be resumed."""
         for job in self._jobs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, cast
 
 import msgspec
@@ -32,7 +33,9 @@ _ACCEPTED = {"status_202": ("It runs.", spec.one("Replay"), spec.LOCATION)}
 @api.doc(**spec.operation("listReplays", spec.many("Replay")))
 def list_replays(query: ReplayQuery) -> Response:
     """List replays, newest first."""
-    return answer([_shown(row) for row in log().replays(**query.model_dump())])
+    running = jobs().running()
+    found = log().replays(**query.model_dump())
+    return answer([_shown(row, running) for row in found])
 
 
 @api.post("")
@@ -67,7 +70,7 @@ def start_replay(body: ReplayBody) -> Response:
 @api.doc(**spec.operation("getReplay", spec.one("Replay")))
 def get_replay(identifier: str) -> Response:
     """Return a replay, and how far it is."""
-    return answer(_shown(log().replay_row(whole("replay", identifier))))
+    return answer(_found(whole("replay", identifier)))
 
 
 @api.post("/<identifier>/cancel")
@@ -81,7 +84,7 @@ def cancel_replay(identifier: str) -> Response:
         if not job.wait(STOP_SECONDS):
             msg = f"replay {number} is still writing; cancel it again in a moment"
             raise AlreadyRunning(msg)
-    return answer(_shown(log().cancel(number)))
+    return answer(_shown(log().cancel(number), jobs().running()))
 
 
 @api.post("/<identifier>/resume")
@@ -103,8 +106,14 @@ def jobs() -> Jobs:
 
 
 def _accepted(identifier: int) -> Response:
-    shown = _shown(log().replay_row(identifier))
-    return answer(shown, 202, {"Location": f"/v1/replays/{identifier}"})
+    location = {"Location": f"/v1/replays/{identifier}"}
+    return answer(_found(identifier), 202, location)
+
+
+def _found(identifier: int) -> dict[str, Any]:
+    # Asked before the row is read: a job that ends in between has ended its row.
+    running = jobs().running()
+    return _shown(log().replay_row(identifier), running)
 
 
 def _plan(plan: ReplayPlan) -> dict[str, Any]:
@@ -115,14 +124,14 @@ def _plan(plan: ReplayPlan) -> dict[str, Any]:
     return shown
 
 
-def _shown(row: ReplayRow) -> dict[str, Any]:
+def _shown(row: ReplayRow, running: Collection[int]) -> dict[str, Any]:
     job = jobs().of(row.id)
     progress = job.progress if job is not None and row.outcome is None else None
     return {
         "id": row.id,
         "projection": row.projection,
         "build": row.build,
-        "state": _state(row, job),
+        "state": _state(row, running),
         "phase": row.phase,
         "outcome": row.outcome,
         "position": progress and progress.cursor,
@@ -138,7 +147,7 @@ def _shown(row: ReplayRow) -> dict[str, Any]:
     }
 
 
-def _state(row: ReplayRow, job: Job | None) -> str:
+def _state(row: ReplayRow, running: Collection[int]) -> str:
     if row.outcome is not None:
         return "ended"
-    return "running" if job is not None and job.is_running else "unfinished"
+    return "running" if row.id in running else "unfinished"

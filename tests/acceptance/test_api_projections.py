@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ from typing import Any
 
 import pytest
 
-from kappa_log import Event, projection
+from kappa_log import Event, KappaLog, projection
+from kappa_log.storage.replays import ReplayRow
+from kappa_log.web.jobs import Job
+from kappa_log.web.replays import JOBS
 from support.api import ApiWorld, a_failure
 from support.logs import append, set_bounds
 
@@ -275,8 +279,6 @@ def test_a_replay_is_cancelled_and_resumed(
     world: ApiWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that is interrupted is unfinished, and stands in the way of the next."""
-    from kappa_log.web.jobs import Job
-
     begun, seen = [], []
 
     def stop_at_once(job: Job, progress: Any) -> None:
@@ -308,12 +310,36 @@ def test_a_replay_is_cancelled_and_resumed(
 
 
 @pytest.mark.usefixtures("slow")
+def test_a_replay_that_ends_while_it_is_looked_at_was_running(
+    world: ApiWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row was read before its end: who asks must not take it for interrupted."""
+    may_end = threading.Event()
+    go_on, read = Job.on_progress, KappaLog.replay_row
+
+    def slowly(job: Job, progress: Any) -> None:
+        may_end.wait(250)
+        go_on(job, progress)
+
+    def just_before_its_end(log: KappaLog, identifier: int) -> ReplayRow:
+        found = read(log, identifier)
+        may_end.set()
+        assert world.app.extensions[JOBS].of(identifier).wait(250)
+        return found
+
+    monkeypatch.setattr(Job, "on_progress", slowly)
+    begun = _post(world, "/v1/replays", 202, projection="spent")
+    monkeypatch.setattr(KappaLog, "replay_row", just_before_its_end)
+
+    assert _get(world, f"/v1/replays/{begun['id']}")["state"] == "running"
+    assert _get(world, f"/v1/replays/{begun['id']}")["state"] == "ended"
+
+
+@pytest.mark.usefixtures("slow")
 def test_a_running_replay_is_cancelled(
     world: ApiWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stops after what it is writing; the live build is not changed."""
-    from kappa_log.web.jobs import Job
-
     original = Job.on_progress
 
     def slowly(job: Job, progress: Any) -> None:

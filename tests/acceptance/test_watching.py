@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from kappa_log.config import LogConfig
 from kappa_log.errors import UsageError
 from kappa_log.telemetry import logs
 from support.poison import Poisoned
+from support.stops import Stop
 
 BOOM = {"n": 3, "do": "raise"}
 
@@ -45,6 +47,23 @@ def test_a_run_answers_what_prometheus_asks(
     port = int(url.rpartition(":")[2].partition("/")[0])
     with pytest.raises(UsageError, match=f"cannot listen on 127.0.0.1 port {port}"):
         serve_metrics(orders.app, port)
+
+
+def test_a_signal_handler_may_end_who_follows_or_tails(orders: Poisoned) -> None:
+    """It sets the event while they look for more; they never wait on that event."""
+    orders.read(("a", {"n": 1}))
+    following, tailing = Stop(), Stop()
+    timers = [
+        threading.Timer(0.5, following.set),
+        threading.Timer(1.0, tailing.set),
+    ]
+    for timer in timers:
+        timer.start()
+
+    orders.app.follow(stop=following)
+    found = list(orders.app.tail(stop=tailing, after=0))
+
+    assert [event.position for event in found] == [1]
 
 
 @pytest.fixture

@@ -229,8 +229,15 @@ class OwnBroker(RealBroker):
         self._process.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on after a pause."""
+        """Let it go on after a pause, and wait until it knows its controller again."""
         self._process.signal(signal.SIGCONT)
+
+        def is_itself() -> bool:
+            with suppress(KafkaException):
+                return bool(self._admin.list_topics(timeout=1).controller_id >= 0)
+            return False
+
+        wait_for(is_itself, "the broker to know its controller")
 
     def kill(self) -> None:
         """Kill it: connections are refused."""

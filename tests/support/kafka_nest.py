@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -139,6 +140,9 @@ class Worker:
     def _wait(self) -> None:
         while self._next():
             pass
+        self._bury()
+
+    def _bury(self) -> None:
         if self._code is None:
             self._code = self._nest.code_of(self.pid)
             self._lines.close()
@@ -152,8 +156,19 @@ class Worker:
             line = self._lines.readline()
         except ConnectionResetError:
             line = ""
+        except TimeoutError as error:
+            self._ask_where_it_is()
+            message = f"worker {self.pid} said nothing for {SECONDS} s; see stderr"
+            raise AssertionError(message) from error
         found: dict[str, Any] = json.loads(line) if line else {}
         if "notice" in found:
             self.notices.append(found["notice"])
         self._result = found.get("result", self._result)
         return found
+
+    def _ask_where_it_is(self) -> None:
+        """Have its threads' places printed, then end it."""
+        self.signal(signal.SIGUSR1)
+        time.sleep(1)
+        self.signal(signal.SIGKILL)
+        self._bury()

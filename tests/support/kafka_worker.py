@@ -9,7 +9,7 @@ end any more, the worker ends:
     {"notice": "…"}         what `consume` tells people
     {"result": {…}}         what came of it, or the error; none if it was killed
 
-SIGTERM ends it in peace, whenever it comes.
+SIGTERM ends it in peace, whenever it comes; SIGUSR1 has it print where its threads are.
 
 A task may set a trap, or plant a fault: see `kafka_traps`.
 """
@@ -17,6 +17,7 @@ A task may set a trap, or plant a fault: see `kafka_traps`.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import signal
@@ -44,6 +45,7 @@ from kappa_log import (
 from kappa_log.config import load_config
 from support.kafka_traps import FAULTS, Trap, counting_fences
 from support.logs import set_bounds
+from support.stops import Stop
 
 # --- what is consumed -------------------------------------------------------------
 
@@ -168,7 +170,7 @@ class Talk:
         """Watch, in a thread, whether somebody listens."""
         self._channel = channel
         self._lock = threading.Lock()
-        self.stop = threading.Event()
+        self.stop = Stop()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def say(self, **what: Any) -> None:
@@ -186,6 +188,7 @@ def _live(channel: socket.socket, task: dict[str, Any]) -> None:
     """Do a task and end the process."""
     try:
         talk = Talk(channel)
+        faulthandler.register(signal.SIGUSR1)
         signal.signal(signal.SIGTERM, lambda *_: talk.stop.set())
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         try:

@@ -22,6 +22,7 @@ from kappa_log import Event, KappaLog
 from kappa_log.kafka.consume import ConsumeReport
 from support.kafka_process import wait_for
 from support.readers import connect
+from support.stops import Stop
 
 END_SECONDS = 8
 """How long a process may take to end: five seconds are promised, machines are busy."""
@@ -201,7 +202,7 @@ class Running:
         """Start it."""
         self.notices: list[str] = []
         self.reports: list[ConsumeReport] = []
-        self._stop = threading.Event()
+        self._stop = Stop()
         self._error: BaseException | None = None
 
         def run() -> None:
