@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from kappa_log.errors import NotFound
 from kappa_log.events import Event, EventPage, Header, Position
 from kappa_log.records import decode_headers
+from kappa_log.storage import lookup
 from kappa_log.storage.database import Database
 from kappa_log.storage.log import EVENT_COLUMNS, first_recorded
 
@@ -84,15 +85,13 @@ def events(
 ) -> list[Event]:
     """Return matching events by position, the newest or the oldest ones first."""
     table = database.tables.events
-    conditions: list[sa.ColumnElement[bool]] = []
-    for column, value in (
-        (table.c.topic, chosen.topic),
-        (table.c.group_id, chosen.group),
-        (table.c.entity_id, chosen.entity_id),
-        (table.c.event_type, chosen.event_type),
-    ):
-        if value is not None:
-            conditions.append(column == value)
+    wanted = {
+        "topic": chosen.topic,
+        "group_id": chosen.group,
+        "entity_id": chosen.entity_id,
+        "event_type": chosen.event_type,
+    }
+    conditions = lookup.equal(connection, database, wanted, ordered=("entity_id",))
     if chosen.after is not None:
         conditions.append(table.c.position > min(chosen.after, MAX_INT))
     if chosen.before is not None:

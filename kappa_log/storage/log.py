@@ -19,6 +19,7 @@ from kappa_log.events import EventPage, Position, from_micros, kept_instant, to_
 from kappa_log.records import Lane, decode_headers
 from kappa_log.storage.bulk import insert_rows
 from kappa_log.storage.database import Database, driver_connection
+from kappa_log.storage.lookup import unindexed
 
 EVENT_COLUMNS = (
     "position",
@@ -298,7 +299,10 @@ class LogReader:
         conditions = [f"position > {mark}", f"position <= {mark}"]
         for column, values in self._filters:
             if is_sqlite:
-                conditions.append(f"{column} IN ({', '.join('?' * len(values))})")
+                # By the range of positions, whose rows are in order: see `lookup`.
+                plus = "" if column == "entity_id" else "+"
+                marks = ", ".join("?" * len(values))
+                conditions.append(f"{plus}{column} IN ({marks})")
                 parameters += values
             else:
                 conditions.append(f"{column} = ANY(%b)")
@@ -384,7 +388,7 @@ def first_from_offset(
     """Return the lowest position of a topic's partition from an offset on."""
     table = database.tables.events
     query = sa.select(sa.func.min(table.c.position)).where(
-        table.c.topic == topic,
+        unindexed(database, table.c.topic) == topic,
         table.c.partition == partition,
         table.c.offset >= offset,
     )
@@ -472,7 +476,7 @@ def count_of_entities(
     query = (
         sa.select(sa.func.count())
         .select_from(table)
-        .where(table.c.position <= upto, table.c.topic.in_(topics))
+        .where(table.c.position <= upto, unindexed(database, table.c.topic).in_(topics))
     )
     if groups is not None:
         query = query.where(table.c.group_id.in_(groups))
@@ -502,7 +506,7 @@ def count_of_entity(
         .where(
             table.c.entity_id == entity,
             table.c.position.between(*span),
-            table.c.topic.in_(topics),
+            unindexed(database, table.c.topic).in_(topics),
         )
     )
     if groups is not None:

@@ -1,8 +1,9 @@
 """Pages: events and failures in the order in which people look at them.
 
 The latest event time first, then what was recorded last, what has no event time at the
-end. The index ``…_listed`` has this very order, so the deepest page costs what the
-first one does when it is asked for by a cursor: what came last on the page before.
+end. The index ``…_listed`` has this very order, and so have those of a topic's and of a
+type's events: the deepest page costs what the first one does when it is asked for by a
+cursor, which is what came last on the page before.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import msgspec
 import sqlalchemy as sa
 
 from kappa_log.events import Event
+from kappa_log.storage import lookup
 from kappa_log.storage.database import Database
 from kappa_log.storage.lists import MAX_INT, Failure, event_of, failure_of
 from kappa_log.storage.log import EVENT_COLUMNS, first_recorded
@@ -53,7 +55,8 @@ def events(
 ) -> list[Event]:
     """Return a page of events, the latest event time first."""
     table = database.tables.events
-    where = _equal(table, chosen)
+    ordered = ("event_type", "topic")
+    where = lookup.equal(connection, database, chosen.equal, ordered=ordered)
     if chosen.after is not None:
         where.append(table.c.position > min(chosen.after, MAX_INT))
     if chosen.before is not None:

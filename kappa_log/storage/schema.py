@@ -100,9 +100,15 @@ class Tables:
     def _name(self, name: str, *columns: str) -> str:
         return f"{self.prefix}{name}_{'_'.join(columns)}"
 
-    def _latest(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
-        """Return descending order with NULL last, which is the only one of SQLite."""
-        return column.desc() if self._is_sqlite else column.desc().nulls_last()
+    def _rising(self, *columns: sa.Column[Any]) -> list[sa.ColumnElement[Any]]:
+        """Return the order, from its end, of lists: descending with NULL last.
+
+        What is new then comes at the end of an index, which fills its pages; read
+        backwards it gives the list. SQLite has NULL first without a word.
+        """
+        if self._is_sqlite:
+            return list(columns)
+        return [column.asc().nulls_first() for column in columns]
 
     def _sources(self) -> sa.Table:
         return self._table(
@@ -184,12 +190,12 @@ class Tables:
             unique=True,
         )
         sa.Index(self._name("events", "entity"), columns.entity_id, columns.position)
-        sa.Index(
-            self._name("events", "listed"),
-            self._latest(columns.event_time),
-            self._latest(columns.recorded_at),
-            columns.position.desc(),
-        )
+        listed = self._rising(columns.event_time, columns.recorded_at)
+        listed.append(columns.position)
+        sa.Index(self._name("events", "listed"), *listed)
+        # However rare a topic or a type is, its page is not searched for in the log.
+        sa.Index(self._name("events", "topic"), columns.topic, *listed)
+        sa.Index(self._name("events", "event_type"), columns.event_type, *listed)
         return table
 
     def _checkpoints(self) -> sa.Table:
@@ -310,9 +316,8 @@ class Tables:
         sa.Index(self._name("failures", "fingerprint"), columns.fingerprint)
         sa.Index(
             self._name("failures", "listed"),
-            self._latest(columns.event_time),
-            self._latest(columns.first_at),
-            columns.id.desc(),
+            *self._rising(columns.event_time, columns.first_at),
+            columns.id,
         )
         return table
 

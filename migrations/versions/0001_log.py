@@ -17,10 +17,11 @@ BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 INSTANT = sa.DateTime(timezone=True).with_variant(sa.Integer(), "sqlite")
 
 
-def latest(column: str) -> sa.ColumnElement[object]:
-    """Return descending order with NULL last, which is SQLite's own and only one."""
+def rising(*columns: str) -> list[sa.ColumnElement[object]]:
+    """Return ascending order with NULL first, which is SQLite's own and only one."""
     is_sqlite = context.get_bind().dialect.name == "sqlite"
-    return sa.literal_column(f"{column} DESC{'' if is_sqlite else ' NULLS LAST'}")
+    order = "" if is_sqlite else " ASC NULLS FIRST"
+    return [sa.literal_column(f"{column}{order}") for column in columns]
 
 
 def upgrade() -> None:
@@ -217,17 +218,13 @@ def upgrade() -> None:
     op.create_index(
         p + "events_entity", p + "events", ["entity_id", "position"], unique=False
     )
+    listed = [*rising("event_time", "recorded_at"), sa.literal_column("position")]
     op.create_index(
-        p + "events_listed",
-        p + "events",
-        [
-            latest("event_time"),
-            latest("recorded_at"),
-            sa.literal_column("position DESC"),
-        ],
-        unique=False,
+        p + "events_event_type", p + "events", ["event_type", *listed], unique=False
     )
+    op.create_index(p + "events_listed", p + "events", listed, unique=False)
     op.create_index(p + "events_message_id", p + "events", ["message_id"], unique=True)
+    op.create_index(p + "events_topic", p + "events", ["topic", *listed], unique=False)
     op.create_table(
         p + "failures",
         sa.Column("id", BIG, autoincrement=True, nullable=False),
@@ -276,11 +273,7 @@ def upgrade() -> None:
     op.create_index(
         p + "failures_listed",
         p + "failures",
-        [
-            latest("event_time"),
-            latest("first_at"),
-            sa.literal_column("id DESC"),
-        ],
+        [*rising("event_time", "first_at"), sa.literal_column("id")],
         unique=False,
     )
     op.create_index(
@@ -414,8 +407,10 @@ def downgrade() -> None:
     op.drop_index(p + "failures_fingerprint", table_name=p + "failures")
     op.drop_index(p + "failures_coordinates", table_name=p + "failures")
     op.drop_table(p + "failures")
+    op.drop_index(p + "events_topic", table_name=p + "events")
     op.drop_index(p + "events_message_id", table_name=p + "events")
     op.drop_index(p + "events_listed", table_name=p + "events")
+    op.drop_index(p + "events_event_type", table_name=p + "events")
     op.drop_index(p + "events_entity", table_name=p + "events")
     op.drop_index(p + "events_coordinates", table_name=p + "events")
     op.drop_table(p + "events")

@@ -60,21 +60,20 @@ def orders(url: str, tmp_path: Path) -> Iterator[Poisoned]:
 def test_lists_are_read_from_an_index_of_their_own(orders: Poisoned) -> None:
     """SEED D3: of an entity, by event time, of failures; none is sorted first."""
     app = orders.app
+    page = Page(limit=5)
+
+    def paged(**values: Any) -> list[Any]:
+        return list(app.event_page(Chosen(equal=values), page))
+
     for index, table, look in (
         ("events_entity", "events", lambda: app.events(entity_id="3", limit=5)),
-        (
-            "events_listed",
-            "events",
-            lambda: app.event_page(Chosen(), Page(limit=5)),
-        ),
-        (
-            "failures_listed",
-            "failures",
-            lambda: app.failure_page(Chosen(), Page(limit=5)),
-        ),
+        ("events_listed", "events", paged),
+        ("events_topic", "events", lambda: paged(topic="orders")),
+        ("events_event_type", "events", lambda: paged(event_type="order")),
+        ("failures_listed", "failures", lambda: app.failure_page(Chosen(), page)),
     ):
         with asked(app) as statements:
-            assert look()
+            look()
         found = plans(app, statements, f"kappa_log_{table}")
         assert found
         for plan in found:
