@@ -46,6 +46,24 @@ def kept(error: BaseException, most: int = BACKTRACE_BYTES) -> KeptError:
     )
 
 
+def described(error: BaseException) -> str:
+    """Return an error's class, message and the last line of others' code it passed."""
+    text = message_of(error)
+    found = f"{type(error).__name__}{': ' + text[:500] if text else ''}"
+    frames = [
+        (frame.f_code, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not frame.f_code.co_filename.startswith((_OURS, "<frozen importlib"))
+    ]
+    # Of a syntax error the message itself names file and line.
+    if isinstance(error, SyntaxError) or not frames:
+        return found
+    code, line = frames[-1]
+    is_module = code.co_name == "<module>"
+    place = Path(code.co_filename).name if is_module else code.co_name
+    return f"{found} at {place}, line {line}"
+
+
 def storable(text: str, most: int) -> str:
     """Return a text that both databases take: no NUL, no lone surrogates."""
     shown = text.replace("\0", "\\x00")[:most]

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from kappa_log.backtrace import described
 from kappa_log.errors import ConfigError, RegistrationError
-from kappa_log.fold import Projection, Registry, describe
+from kappa_log.fold import Projection, Registry
 from kappa_log.imports import enter_package, forget, forget_strangers, importing_from
 
 
@@ -99,4 +100,4 @@ def _import(name: str) -> ModuleType:
 def _failed(name: str, error: BaseException) -> RegistrationError:
     if isinstance(error, RegistrationError):
         return error
-    return RegistrationError(f"module {name} cannot be imported: {describe(error)}")
+    return RegistrationError(f"module {name} cannot be imported: {described(error)}")

@@ -13,7 +13,6 @@ import functools
 import inspect
 import re
 import threading
-import traceback
 import typing
 from collections import Counter
 from collections.abc import (
@@ -30,7 +29,7 @@ import msgspec
 from typing_extensions import override
 
 from kappa_log import backtrace
-from kappa_log.backtrace import KeptError
+from kappa_log.backtrace import KeptError, described
 from kappa_log.codec import MAX_DEPTH
 from kappa_log.columns import Unsettled
 from kappa_log.errors import (
@@ -39,7 +38,6 @@ from kappa_log.errors import (
     ProjectionNotFound,
     RegistrationError,
     StorageError,
-    message_of,
 )
 from kappa_log.events import ORIGIN, Event, EventPage, Position
 from kappa_log.fingerprint import Fingerprints, fingerprint, package_of
@@ -204,7 +202,7 @@ class Projection:
         except READING:
             raise
         except (Exception, SystemExit) as error:
-            reason = f"its key function raised {describe(error)}"
+            reason = f"its key function raised {described(error)}"
             raise ProjectionError(self.name, event.position, reason) from error
 
     def _checked_keys(self, found: Any) -> Collection[Any]:
@@ -558,7 +556,7 @@ class Folding:
         except READING:
             raise
         except (Exception, SystemExit) as error:
-            reason = f"the fold raised {describe(error)}"
+            reason = f"the fold raised {described(error)}"
             raise self._failed(event.position, key, reason) from error
 
     def _fold_with_care(self, pairs: Iterable[tuple[Any, Event]]) -> None:
@@ -696,7 +694,7 @@ class Payloads:
             try:
                 found.append(None if text is None else self._decode(page, index, text))
             except (Exception, SystemExit) as error:
-                reason = f"its payload cannot be decoded: {describe(error)}"
+                reason = f"its payload cannot be decoded: {described(error)}"
                 position = page.column("position")[index]
                 raise ProjectionError(fold.name, position, reason) from error
         return found
@@ -714,14 +712,6 @@ class Payloads:
                 return msgspec.convert(new, decoder.type, str_keys=True)
         # From the text, not from plain values: a Decimal keeps all its digits.
         return decoder.decode(text)
-
-
-def describe(error: BaseException) -> str:
-    """Return an exception's class, message and the last line of code it passed."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {frames[-1].name}, line {frames[-1].lineno}" if frames else ""
-    text = message_of(error)
-    return f"{type(error).__name__}{': ' + text[:500] if text else ''}{place}"
 
 
 def check_declaration(name: str, version: Any, topics: Any, groups: Any) -> None:

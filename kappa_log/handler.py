@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from typing_extensions import override
 
+from kappa_log.backtrace import described
 from kappa_log.codec import check_id
 from kappa_log.errors import ConfigError, DecodeError, UsageError
 from kappa_log.events import Event, Header, to_micros
@@ -249,7 +250,8 @@ def load_handler(path: str) -> Handler:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        msg = f"handler {path!r}: module {module_name} cannot be imported: {error!r}"
+        why = f"module {module_name} cannot be imported: {described(error)}"
+        msg = f"handler {path!r}: {why}"
         raise ConfigError(msg) from error
     found = getattr(module, name, None)
     if found is None:
@@ -261,7 +263,7 @@ def load_handler(path: str) -> Handler:
         msg = f"handler {path!r}: {error}"
         raise ConfigError(msg) from error
     except (Exception, SystemExit) as error:
-        msg = f"handler {path!r} cannot be made: {error!r}"
+        msg = f"handler {path!r} cannot be made: {described(error)}"
         raise ConfigError(msg) from error
 
 

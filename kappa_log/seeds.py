@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kappa_log.backtrace import described
 from kappa_log.errors import (
     KappaLogError,
     RegistrationError,
     UsageError,
-    message_of,
 )
 from kappa_log.imports import importing_from
 
@@ -43,7 +42,7 @@ def seed_of(folder: Path) -> Seed | None:
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
-            msg = f"{file} cannot be imported: {_told(error, file)}"
+            msg = f"{file} cannot be imported: {described(error)}"
             raise RegistrationError(msg) from error
     found = getattr(module, "seed", None)
     if not callable(found):
@@ -57,17 +56,9 @@ def seed_of(folder: Path) -> Seed | None:
             raise
         except (Exception, SystemExit) as error:
             msg = (
-                f"{file}: seed(log) raised {_told(error, file)}; what it did before "
+                f"{file}: seed(log) raised {described(error)}; what it did before "
                 "is kept"
             )
             raise RegistrationError(msg) from error
 
     return seed
-
-
-def _told(error: BaseException, file: Path) -> str:
-    """Return an error's class and message, and the last line of the file it passed."""
-    trace = traceback.walk_tb(error.__traceback__)
-    lines = [line for at, line in trace if at.f_code.co_filename == str(file)]
-    place = f", at line {lines[-1]}" if lines else ""
-    return f"{type(error).__name__}: {message_of(error)}{place}"

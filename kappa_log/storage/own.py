@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import sqlalchemy as sa
 
+from kappa_log.backtrace import described
 from kappa_log.errors import RegistrationError, UsageError
 from kappa_log.storage.database import Database
 from kappa_log.storage.migrations import (
@@ -255,10 +256,7 @@ class OwnMigrations:
             msg = f"the migrations of {self.folder} cannot be put in order: {error}"
             raise RegistrationError(msg) from error
         except Exception as error:
-            msg = (
-                f"a migration of {self.folder} cannot be imported: "
-                f"{type(error).__name__}: {error}"
-            )
+            msg = f"a migration of {self.folder} cannot be imported: {described(error)}"
             raise RegistrationError(msg) from error
         if len(heads) > 1:
             msg = (

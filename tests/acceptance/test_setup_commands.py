@@ -158,10 +158,13 @@ def test_setup_and_reset_seed(typed: Type, tmp_path: Path) -> None:
     assert "define seed(log) in it" in nothing[2]
     assert "seeded  " in again[1]
     assert (nothing[0], again[0], reset[0]) == (0, 0, 0)
-    for text, line in (("\n1/0", 2), ("def seed(log):\n    log.head()\n    1/0", 3)):
+    for text, place in (
+        ("\n1/0", "seeds.py, line 2"),
+        ("def seed(log):\n    log.head()\n    1/0", "seed, line 3"),
+    ):
         (tmp_path / "seeds.py").write_text(text)
         code, _, err = typed("db", "seed")
-        told = f"ZeroDivisionError: division by zero, at line {line}"
+        told = f"ZeroDivisionError: division by zero at {place}"
         assert (code, told in err, "seeds.py" in err) == (2, True, True), err
     (tmp_path / "seeds.py").write_text("")
     assert typed("db", "seed")[0] == 2
