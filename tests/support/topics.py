@@ -222,7 +222,11 @@ class Running:
 
     def wait_for(self, fact: Callable[[], object], name: str) -> None:
         """Wait until something is true, or it has ended."""
-        wait_for(lambda: fact() or not self._thread.is_alive(), name)
+        try:
+            wait_for(lambda: fact() or not self._thread.is_alive(), name)
+        except TimeoutError as error:
+            error.add_note(f"it told: {self.notices}")
+            raise
         self._raise()
         assert fact(), f"it ended before {name}: {self.notices}"
 
