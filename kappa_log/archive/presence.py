@@ -17,7 +17,7 @@ import msgspec
 from kappa_log.archive.manifest import PayloadColumn
 from kappa_log.config import did_you_mean
 from kappa_log.cursor import spans
-from kappa_log.storage import transfer
+from kappa_log.storage import ledger
 from kappa_log.storage.database import Database
 from kappa_log.storage.log import LogReader
 
@@ -75,7 +75,7 @@ class Presence:
         """Look at the last events of the topics of which a field was not met yet."""
         for topic in list(self._wanted):
             with database.read() as connection:
-                upto = transfer.last_of_topic(connection, database, topic)
+                upto = ledger.last_of_topic(connection, database, topic)
             # As a rule what was written is among them: it is not counted twice.
             before, self._events[topic] = self._events[topic], 0
             reader = LogReader(database, [topic])

@@ -14,6 +14,7 @@ import msgspec
 import sqlalchemy as sa
 
 from kappa_log.errors import Fenced, UsageError
+from kappa_log.events import Position
 from kappa_log.records import Lane
 from kappa_log.storage.bulk import insert_rows
 from kappa_log.storage.database import Database
@@ -408,6 +409,15 @@ def totals(connection: sa.Connection, database: Database) -> Counts:
     sums = (sa.func.coalesce(sa.func.sum(table.c[name]), 0) for name in names)
     row = connection.execute(sa.select(*sums)).one()
     return Counts(*(int(value) for value in row))
+
+
+def last_of_topic(
+    connection: sa.Connection, database: Database, topic: str
+) -> Position:
+    """Return the position of a topic's last event; 0 if it has none."""
+    table = database.tables.checkpoints
+    last = sa.func.max(table.c.last_position)
+    return connection.scalar(sa.select(last).where(table.c.topic == topic)) or 0
 
 
 def lanes(connection: sa.Connection, database: Database) -> Iterable[sa.Row[Any]]:

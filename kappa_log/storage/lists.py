@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from kappa_log.errors import NotFound
 from kappa_log.events import Event, EventPage, Header, Position
 from kappa_log.records import decode_headers
-from kappa_log.storage import lookup
+from kappa_log.storage import ledger, lookup
 from kappa_log.storage.database import Database
 from kappa_log.storage.log import EVENT_COLUMNS, first_recorded
 
@@ -100,6 +100,10 @@ def events(
         # By position: recorded_at has no index of its own and needs none.
         first = first_recorded(connection, database, chosen.since)
         conditions.append(table.c.position >= first if first else sa.false())
+    if chosen.topic is not None and not oldest_first:
+        # Else all that came after a topic of the past would be read first.
+        last = ledger.last_of_topic(connection, database, chosen.topic)
+        conditions.append(table.c.position <= last)
     order = table.c.position.asc() if oldest_first else table.c.position.desc()
     query = sa.select(*(table.c[name] for name in EVENT_COLUMNS))
     rows = connection.execute(

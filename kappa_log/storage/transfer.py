@@ -145,15 +145,6 @@ def position_of(
     return found
 
 
-def last_of_topic(
-    connection: sa.Connection, database: Database, topic: str
-) -> Position:
-    """Return the position of a topic's last event; 0 if it has none."""
-    table = database.tables.checkpoints
-    last = sa.func.max(table.c.last_position)
-    return connection.scalar(sa.select(last).where(table.c.topic == topic)) or 0
-
-
 def erasure_epoch(connection: sa.Connection, database: Database) -> int:
     """Return how often something was erased."""
     return connection.scalar(sa.select(database.tables.head.c.erasure_epoch)) or 0
