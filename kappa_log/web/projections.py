@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -61,12 +61,12 @@ def list_rows(name: str, query: RowQuery) -> Response:
 @api.input(KeyQuery, location="query", arg_name="query")
 @api.doc(**spec.operation("explainRow", spec.many("Step")))
 def explain(name: str, query: KeyQuery) -> Response:
-    """Return each event of a row, oldest first, and the row after it.
+    """Return the last events of a row, oldest first, and the row after each.
 
     A parked key ends with the event that it is parked at, and the error.
     """
     sources = log().sources()
-    steps = islice(log().explain(name, query.key), query.limit)
+    steps = deque(log().explain(name, query.key), maxlen=query.limit)
     texts = [
         f'{{"event":{event_json(step.event, sources)},'
         f'"state":{msgspec.json.encode(step.state).decode()},'

@@ -130,6 +130,7 @@ def test_a_row_and_how_it_came_to_be(world: ApiWorld) -> None:
 
     assert [step["event"]["id"] for step in steps] == [1, 6]
     assert steps[-1]["state"] == {"events": 2, "total": 7}
+    assert _get(world, "/v1/projections/spent/explain?key=e1&limit=1") == steps[1:]
     assert _get(world, "/v1/projections/spent/rows?key=nobody") == []
     _get(world, "/v1/projections/days/rows?key=nobody", 422)
     _get(world, "/v1/projections/spent/explain", 422)
