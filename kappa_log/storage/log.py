@@ -273,6 +273,30 @@ class LogReader:
             rows = self._rows(connection, names, after, upto)
         return list(zip(*rows, strict=True)) if rows else [()] * len(names)
 
+    def query(
+        self, columns: str, after: Position, upto: Position
+    ) -> tuple[str, list[Any]]:
+        """Return the statement for the matching events in (after, upto], in order."""
+        is_sqlite = self._database.is_sqlite
+        parameters: list[Any] = [after, upto]
+        mark = "?" if is_sqlite else "%b"
+        conditions = [f"position > {mark}", f"position <= {mark}"]
+        for column, values in self._filters:
+            # Else by the range of positions, whose rows are in order: see `lookup`.
+            by_index = column == "entity_id"
+            if is_sqlite:
+                marks = ", ".join("?" * len(values))
+                conditions.append(f"{'' if by_index else '+'}{column} IN ({marks})")
+                parameters += values
+            else:
+                found = column if by_index else f"{column} || ''"
+                conditions.append(f"{found} = ANY(%b)")
+                parameters.append(values)
+        table = self._database.tables.events.name
+        where = " AND ".join(conditions)
+        text = f"SELECT {columns} FROM {table} WHERE {where} ORDER BY position"
+        return text, parameters
+
     def _fetch(
         self,
         names: Sequence[str],
@@ -293,28 +317,11 @@ class LogReader:
         after: Position,
         upto: Position,
     ) -> list[tuple[Any, ...]]:
-        is_sqlite = self._database.is_sqlite
-        parameters: list[Any] = [after, upto]
-        mark = "?" if is_sqlite else "%b"
-        conditions = [f"position > {mark}", f"position <= {mark}"]
-        for column, values in self._filters:
-            if is_sqlite:
-                # By the range of positions, whose rows are in order: see `lookup`.
-                plus = "" if column == "entity_id" else "+"
-                marks = ", ".join("?" * len(values))
-                conditions.append(f"{plus}{column} IN ({marks})")
-                parameters += values
-            else:
-                conditions.append(f"{column} = ANY(%b)")
-                parameters.append(values)
         quote = connection.dialect.identifier_preparer.quote
         columns = ", ".join(quote(_SOURCES.get(name, name)) for name in names)
-        query = (
-            f"SELECT {columns} FROM {self._database.tables.events.name} "
-            f"WHERE {' AND '.join(conditions)} ORDER BY position"
-        )
+        query, parameters = self.query(columns, after, upto)
         driver = driver_connection(connection)
-        if is_sqlite:
+        if self._database.is_sqlite:
             return driver.execute(query, parameters).fetchall()  # type: ignore[no-any-return]
         with driver.cursor(binary=True) as cursor:
             cursor.execute(query, parameters)

@@ -1,9 +1,8 @@
-"""Lookup: by which of several columns SQLite finds the events that are wanted.
+"""Lookup: by which of several columns the events that are wanted are found.
 
-PostgreSQL counts what its columns hold, and chooses by itself. SQLite takes whatever
-index gives the order that is asked for, were it to look at millions of rows on the way;
-so here it is told. A unary plus before a column keeps its index out of use:
-https://www.sqlite.org/optoverview.html#disqualifying_where_clause_terms_using_unary_
+A database that knows nothing of what its columns hold, as SQLite always and PostgreSQL
+until it has analysed them, may pick the index that costs most: all events of a common
+topic for those of one entity, or once more for each page of a replay. So it is told.
 """
 
 from __future__ import annotations
@@ -24,10 +23,14 @@ LEADING = ("entity_id", "event_type", "topic")
 
 
 def unindexed(database: Database, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
-    """Return a column by which SQLite only filters what it finds by others."""
-    if not database.is_sqlite:
-        return column
-    return sa.UnaryExpression(column, operator=_PLUS, type_=column.type)
+    """Return a column of texts by which only is filtered what is found by others.
+
+    No index is of this expression. SQLite's own word for it is a unary plus:
+    https://www.sqlite.org/optoverview.html
+    """
+    if database.is_sqlite:
+        return sa.UnaryExpression(column, operator=_PLUS, type_=column.type)
+    return column.concat(sa.literal_column("''"))
 
 
 _PLUS = custom_op[Any]("+")
@@ -51,7 +54,7 @@ def equal(
     """
     table = database.tables.events
     given = {name: value for name, value in wanted.items() if value is not None}
-    by = _best(connection, database, given, ordered) if database.is_sqlite else None
+    by = _best(connection, database, given, ordered)
     found = []
     for name, value in given.items():
         is_filter = name in LEADING and name != by
