@@ -20,6 +20,7 @@ from kappa_log.archive.manifest import File, Segment
 from kappa_log.archive.reader import Archive
 from kappa_log.archive.scan import SLICE, batches, scan
 from kappa_log.archive.snapshot import ledger_schema, ledger_tables
+from kappa_log.chain import Chain, Lists
 from kappa_log.errors import VerificationError
 from kappa_log.events import Position, from_micros
 from kappa_log.storage import log, transfer
@@ -61,7 +62,7 @@ class Importer:
         self._step = step
         self._shift = time_shift(database)
         names = {source.id: source.name for source in self._manifest.sources}
-        self._chain = proof.Chain(names)
+        self._chain = Chain(names)
 
     def run(self, connection: sa.Connection) -> ImportReport:
         """Bring all of it in.
@@ -133,7 +134,7 @@ class Importer:
             if part.is_last and self._chain.head.hex() != part.segment.head:
                 raise self._not_its_head(part.segment)
 
-    def _extend(self, segment: Segment, values: proof.Lists) -> None:
+    def _extend(self, segment: Segment, values: Lists) -> None:
         try:
             self._chain.extend(values)
         except VerificationError as error:

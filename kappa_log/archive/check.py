@@ -316,7 +316,7 @@ class _SegmentCheck:
         self.kept_at: Position | None = None
         """Where the head that was kept elsewhere is."""
         names = {source.id: source.name for source in archive.manifest.sources}
-        self._chain = proof.Chain(names, segment.first - 1, before)
+        self._chain = chain.Chain(names, segment.first - 1, before)
         self._lanes: set[tuple[str, str]] = set()
         self._dates: set[str] = set()
         self.recorded_at: int | None = None
@@ -349,7 +349,7 @@ class _SegmentCheck:
             self.kept_at = self._chain.position
         return list(self._told_wrongly())
 
-    def _page(self, page: proof.Lists) -> None:
+    def _page(self, page: chain.Lists) -> None:
         """Move the chain on, and see what the manifest and the ledger say of it."""
         after = self._chain.position
         marks = self._marks.within(after, after + len(page["position"]))

@@ -18,12 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from kappa_log.archive import layout, proof
+from kappa_log.archive import layout
 from kappa_log.archive.fields import Extractor
 from kappa_log.archive.manifest import PayloadColumn, Segment
 from kappa_log.archive.presence import Presence
 from kappa_log.archive.reader import schema_of
 from kappa_log.archive.store import Sink, Store
+from kappa_log.chain import Chain, Lists
 from kappa_log.cursor import spans
 from kappa_log.events import Position
 from kappa_log.storage import transfer
@@ -87,7 +88,7 @@ class SegmentWriter:
         Raises:
             VerificationError: A position is missing.
         """
-        chain = proof.Chain(self._names, cut.first - 1, head)
+        chain = Chain(self._names, cut.first - 1, head)
         lanes: set[tuple[str, str]] = set()
         options = layout.event_options(cut.last - cut.first + 1)
         with (
@@ -115,9 +116,9 @@ class SegmentWriter:
             lanes=sorted(lanes),
         )
 
-    def _batch(self, page: Columns) -> tuple[pa.RecordBatch, proof.Lists]:
+    def _batch(self, page: Columns) -> tuple[pa.RecordBatch, Lists]:
         """Return a page as Arrow columns, and as the chain wants it."""
-        values: proof.Lists = dict(zip(ARCHIVED, page, strict=True))
+        values: Lists = dict(zip(ARCHIVED, page, strict=True))
         arrays = []
         for field in layout.EVENTS:
             array = pa.array(values[field.name], field.type)

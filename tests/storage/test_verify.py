@@ -108,6 +108,27 @@ CHANGES: list[tuple[str, dict[str, int]]] = [
 ]
 
 
+def test_what_is_as_it_should_be_is_proved_by_columns(
+    log: KappaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which takes a fraction of the time; rows are for finding what is wrong."""
+    report = log.verify()
+    pages: list[int] = []
+    quick = verify._LogCheck._proved  # noqa: SLF001 - both ways are held together
+
+    def proved(check: Any, after: int, until: int, head: bytes) -> bytes | None:
+        found = quick(check, after, until, head)
+        pages.append(until - after if found else 0)
+        return found
+
+    monkeypatch.setattr(verify._LogCheck, "_proved", proved)  # noqa: SLF001
+    assert log.verify() == report
+    assert pages == [6]
+
+    monkeypatch.setattr(verify._LogCheck, "_proved", lambda *_: None)  # noqa: SLF001
+    assert log.verify() == report
+
+
 def test_an_event_that_was_changed_is_found(log: KappaLog) -> None:
     """Each column counts; an own checksum names the event, the chain its batch."""
     for change, found in CHANGES:
