@@ -89,11 +89,12 @@ def source_id(
 
 def _insert_if_new(connection: sa.Connection, table: sa.Table, **values: Any) -> bool:
     """Insert a row unless another process was first; wait for it, and tell."""
-    from sqlalchemy.dialects import postgresql, sqlite
-
-    insert: Any = (
-        sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    )
+    # Imported one by one: each brings the code of all its drivers.
+    insert: Any
+    if connection.dialect.name == "sqlite":
+        from sqlalchemy.dialects.sqlite import insert
+    else:
+        from sqlalchemy.dialects.postgresql import insert
     statement = insert(table).values(**values).on_conflict_do_nothing()
     return connection.scalar(statement.returning(sa.literal(1))) is not None
 

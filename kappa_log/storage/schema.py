@@ -358,15 +358,14 @@ class Tables:
                 name=self._name("builds", "role"),
             ),
         )
+        # Naming the other one, too, would import all of its drivers' code.
+        dialect = "sqlite" if self._is_sqlite else "postgresql"
         for role in ("live", "retired"):
-            condition = sa.text(f"role = '{role}'")
-            sa.Index(
-                self._name("builds", role),
-                table.c.projection,
-                unique=True,
-                sqlite_where=condition,
-                postgresql_where=condition,
-            )
+            condition: dict[str, Any] = {
+                f"{dialect}_where": sa.text(f"role = '{role}'")
+            }
+            name = self._name("builds", role)
+            sa.Index(name, table.c.projection, unique=True, **condition)
         return table
 
     def _shards(self) -> sa.Table:

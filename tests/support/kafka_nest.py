@@ -6,63 +6,27 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from support import untraced
+from support.forks import Forks
 from support.kafka_process import wait_for
 
 SECONDS = 60
 """How long a worker may be silent."""
 
 
-class Nest:
-    """Forks workers; all are gone at the end of the block."""
+class Nest(Forks):
+    """Forks workers of `kafka_worker`."""
 
     def __init__(self) -> None:
         """Start it; it imports everything while the test prepares."""
-        self._control, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
-        with theirs:
-            number = theirs.fileno()
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    f"from support.kafka_worker import nest; nest({number})",
-                ],
-                env=untraced(),
-                stdin=subprocess.DEVNULL,
-                pass_fds=[number],
-            )
+        super().__init__("support.kafka_worker")
 
     def start(self, **task: Any) -> Worker:
         """Start a worker at a task."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            pid = self._ask(task, [theirs.fileno()])["pid"]
-        return Worker(self, pid, ours)
-
-    def code_of(self, pid: int) -> int:
-        """Wait for a worker's end; return its exit code."""
-        found: int = self._ask({"wait": pid}, [])["code"]
-        return found
-
-    def _ask(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
-        socket.send_fds(self._control, [json.dumps(request).encode()], descriptors)
-        answer: dict[str, Any] = json.loads(self._control.recv(1 << 16))
-        return answer
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End it with all its workers."""
-        self._control.close()
-        self._process.wait()
+        return Worker(self, *self.fork(task))
 
 
 class Worker:

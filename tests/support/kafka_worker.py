@@ -1,9 +1,7 @@
 """Consumers in processes of their own, to be killed, paused or told to stop.
 
-A *nest* has imported everything and forks a worker for each task that comes over its
-socket, so a worker is at work after a few milliseconds. With each task comes another
-socket, on which the worker talks, a line of JSON each time; when nobody is at its other
-end any more, the worker ends:
+A *nest* forks a worker for each task (see `forks`). The worker talks on its socket, a
+line of JSON each time; when nobody is at the other end any more, it ends:
 
     {"said": "paused"}      it stops itself next, by SIGSTOP
     {"notice": "…"}         what `consume` tells people
@@ -132,35 +130,7 @@ def customers(topic: str) -> Projection:
 
 PROJECTIONS = {"trails": trails, "customers": customers}
 
-# --- the nest ---------------------------------------------------------------------
-
-
-def nest(descriptor: int) -> None:
-    """Fork a worker for each task, until nobody is at the other end."""
-    # One that comes while a worker is still being forked waits for its handler.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    control = socket.socket(fileno=descriptor)
-    children: set[int] = set()
-    while True:
-        data, descriptors, _, _ = socket.recv_fds(control, 1 << 16, 1)
-        if not data:
-            break
-        request = json.loads(data)
-        if "wait" in request:
-            pid, status = os.waitpid(request["wait"], 0)
-            children.discard(pid)
-            answer = {"code": os.waitstatus_to_exitcode(status)}
-        else:
-            pid = os.fork()
-            if not pid:
-                control.close()
-                _live(socket.socket(fileno=descriptors[0]), request)
-            os.close(descriptors[0])
-            children.add(pid)
-            answer = {"pid": pid}
-        control.sendall(json.dumps(answer).encode())
-    for pid in children:
-        os.kill(pid, signal.SIGKILL)
+# --- the worker -------------------------------------------------------------------
 
 
 class Talk:
@@ -184,7 +154,7 @@ class Talk:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _live(channel: socket.socket, task: dict[str, Any]) -> None:
+def live(channel: socket.socket, task: dict[str, Any]) -> None:
     """Do a task and end the process."""
     try:
         talk = Talk(channel)

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
+from functools import cache
 from typing import Any, Self
 
-from support import untraced
+from support.forks import Forks
 
-HERE = Path(__file__).parent
+
+@cache
+def _forks() -> Forks:
+    """Return where workers come from; it ends with this process."""
+    found = Forks("support.worker")
+    atexit.register(found.close)
+    return found
 
 
 class Worker:
-    """A `worker.py` at work; it is killed at the end of the block at the latest."""
+    """A process at a task of `worker`; it is killed at the end of the block."""
 
     def __init__(self, **task: Any) -> None:
         """Start it, and wait until it begins."""
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "worker.py"), json.dumps(task)],
-            env=untraced(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._code: int | None = None
+        self._pid, self._channel = _forks().fork(task)
+        self._lines = self._channel.makefile("r")
         self.wait_for("ready")
 
     def wait_for(self, word: str) -> None:
@@ -35,31 +37,31 @@ class Worker:
 
     def go_on(self) -> None:
         """Let it go on after it paused."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        self._channel.sendall(b"\n")
 
     def result(self) -> dict[str, Any]:
         """Wait for its end and return what came of it."""
         found: dict[str, Any] = json.loads(self._line())
-        assert self._process.wait() == 0
+        assert self.died() == 0
         return found
 
     def watch(self, steps: int) -> None:
         """Wait until it has shown progress so many times, or has ended."""
-        assert self._process.stdout is not None
         for _ in range(steps):
-            if self._process.stdout.readline().strip() != "progress":
+            if self._read() != "progress":
                 return
 
     def died(self) -> int:
         """Wait for its end and return its code."""
-        return self._process.wait()
+        if self._code is None:
+            self._code = _forks().code_of(self._pid)
+        return self._code
 
     def kill(self) -> bool:
         """Kill it where it stands; tell whether it was still at work."""
-        self._process.kill()
-        return self._process.wait() == -signal.SIGKILL
+        if self._code is None:
+            os.kill(self._pid, signal.SIGKILL)
+        return self.died() == -signal.SIGKILL
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -67,14 +69,18 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         """Leave no process behind."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
+        self.kill()
+        self._lines.close()
+        self._channel.close()
 
     def _line(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline().strip()
-        assert line, f"the worker died with code {self._process.wait()}"
+        line = self._read()
+        assert line, f"the worker died with code {self.died()}"
         return line
+
+    def _read(self) -> str:
+        try:
+            return self._lines.readline().strip()
+        except ConnectionResetError:
+            # It was killed before it read all that it was sent.
+            return ""

@@ -1,10 +1,9 @@
 """A process that does one thing with a log, to be killed while it does.
 
-    python worker.py '{"url": …, "folder": …, "work": "ingest", …}'
-
-It prints ``ready``, works, and prints one line of JSON: what came of it, or the error.
-With ``pause`` it prints ``paused`` at its first progress and waits for a line; with
-``tell`` it prints ``progress`` each time.
+It is forked (see `forks`), and its socket is its standard input and output. It prints
+``ready``, works, and prints one line of JSON: what came of it, or the error. With
+``pause`` it prints ``paused`` at its first progress and waits for a line; with ``tell``
+it prints ``progress`` each time.
 """
 
 from __future__ import annotations
@@ -12,7 +11,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,23 @@ from support.purchases import OLD, TOPIC, registered
 FIELDS = FieldOptions(entity_id="customer_id", event_time="time", event_type="type")
 
 
-def main() -> None:
-    """Do what the one argument says."""
-    task = json.loads(sys.argv[1])
+def live(channel: socket.socket, task: dict[str, Any]) -> None:
+    """Do a task and end the process."""
+    code = 1
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        for standard in (0, 1):
+            os.dup2(channel.fileno(), standard)
+        channel.close()
+        _do(task)
+        code = 0
+    except BaseException:  # noqa: BLE001 - whatever it is, the test's output shows it
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _do(task: dict[str, Any]) -> None:
     set_bounds(page_events=task.get("page_events", 500), flush_seconds=0.0)
     app = open_log(
         task["url"],
@@ -129,6 +144,3 @@ WORK = {
     "replay": _replay,
     "resume": _resume,
 }
-
-if __name__ == "__main__":
-    main()
