@@ -6,6 +6,7 @@ our code called the user's.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import traceback
@@ -22,6 +23,10 @@ BACKTRACE_BYTES = 64 * 1024
 
 _OURS = f"{Path(__file__).parent}{os.sep}"
 """What the files of our own code begin with."""
+
+
+_MACHINERY = (_OURS, "<frozen importlib", str(importlib.__file__))
+"""What the files begin with that lie between us and the user's code."""
 
 
 class KeptError(NamedTuple):
@@ -53,7 +58,7 @@ def described(error: BaseException) -> str:
     frames = [
         (frame.f_code, line)
         for frame, line in traceback.walk_tb(error.__traceback__)
-        if not frame.f_code.co_filename.startswith((_OURS, "<frozen importlib"))
+        if not frame.f_code.co_filename.startswith(_MACHINERY)
     ]
     # Of a syntax error the message itself names file and line.
     if isinstance(error, SyntaxError) or not frames:

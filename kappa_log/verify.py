@@ -132,14 +132,13 @@ class _LogCheck:
         self.head = log.Head(ORIGIN, chain.HEAD_OF_NOTHING, None)
         self._names: dict[int, str] = {}
         self._digests: dict[Any, chain.LaneDigest] = {}
-        self._quick = chain.Chain(self._names)
 
     def run(self) -> None:
         """Check the ledger, then the events; what is found is in `findings`."""
         database = self._database
         with _finding("ledger", database, self.found), database.read() as connection:
             self.head = self._head(connection)
-            self._names.update(self._sources(connection))
+            self._names = self._sources(connection)
             self._check_ledger(connection)
         with _finding("log", database, self.found):
             self._check_events()
@@ -293,14 +292,14 @@ class _LogCheck:
                 stored = self._heads(connection, after, until)
             if not self._have_checksums(page):
                 return None
-            self._quick.position, self._quick.head = after, head
-            heads = self._quick.extend(page, stored)
+            quick = chain.Chain(self._names, after, head)
+            heads = quick.extend(page, stored)
         except Exception:  # noqa: BLE001 - whatever it is, it is met again
             return None
         if heads != stored:
             return None
         self.events += until - after
-        return self._quick.head
+        return quick.head
 
     def _columns(
         self, connection: sa.Connection, after: Position, until: Position

@@ -91,7 +91,8 @@ def events(
         "entity_id": chosen.entity_id,
         "event_type": chosen.event_type,
     }
-    conditions = lookup.equal(connection, database, wanted, ordered=("entity_id",))
+    by = lookup.best(connection, database, wanted, ordered=("entity_id",))
+    conditions = lookup.equal(database, wanted, by)
     if chosen.after is not None:
         conditions.append(table.c.position > min(chosen.after, MAX_INT))
     if chosen.before is not None:
@@ -100,7 +101,7 @@ def events(
         # By position: recorded_at has no index of its own and needs none.
         first = first_recorded(connection, database, chosen.since)
         conditions.append(table.c.position >= first if first else sa.false())
-    if chosen.topic is not None and not oldest_first:
+    if by is None and chosen.topic is not None and not oldest_first:
         # Else all that came after a topic of the past would be read first.
         last = ledger.last_of_topic(connection, database, chosen.topic)
         conditions.append(table.c.position <= last)

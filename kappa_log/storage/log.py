@@ -19,7 +19,7 @@ from kappa_log.events import EventPage, Position, from_micros, kept_instant, to_
 from kappa_log.records import Lane, decode_headers
 from kappa_log.storage.bulk import insert_rows
 from kappa_log.storage.database import Database, driver_connection
-from kappa_log.storage.lookup import unindexed
+from kappa_log.storage.lookup import filtering, unindexed
 
 EVENT_COLUMNS = (
     "position",
@@ -284,12 +284,11 @@ class LogReader:
         for column, values in self._filters:
             # Else by the range of positions, whose rows are in order: see `lookup`.
             by_index = column == "entity_id"
+            found = column if by_index else unindexed(self._database, column)
             if is_sqlite:
-                marks = ", ".join("?" * len(values))
-                conditions.append(f"{'' if by_index else '+'}{column} IN ({marks})")
+                conditions.append(f"{found} IN ({', '.join('?' * len(values))})")
                 parameters += values
             else:
-                found = column if by_index else f"{column} || ''"
                 conditions.append(f"{found} = ANY(%b)")
                 parameters.append(values)
         table = self._database.tables.events.name
@@ -395,7 +394,7 @@ def first_from_offset(
     """Return the lowest position of a topic's partition from an offset on."""
     table = database.tables.events
     query = sa.select(sa.func.min(table.c.position)).where(
-        unindexed(database, table.c.topic) == topic,
+        filtering(database, "topic") == topic,
         table.c.partition == partition,
         table.c.offset >= offset,
     )
@@ -483,7 +482,7 @@ def count_of_entities(
     query = (
         sa.select(sa.func.count())
         .select_from(table)
-        .where(table.c.position <= upto, unindexed(database, table.c.topic).in_(topics))
+        .where(table.c.position <= upto, filtering(database, "topic").in_(topics))
     )
     if groups is not None:
         query = query.where(table.c.group_id.in_(groups))
@@ -513,7 +512,7 @@ def count_of_entity(
         .where(
             table.c.entity_id == entity,
             table.c.position.between(*span),
-            unindexed(database, table.c.topic).in_(topics),
+            filtering(database, "topic").in_(topics),
         )
     )
     if groups is not None:

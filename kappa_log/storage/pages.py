@@ -56,7 +56,8 @@ def events(
     """Return a page of events, the latest event time first."""
     table = database.tables.events
     ordered = ("event_type", "topic")
-    where = lookup.equal(connection, database, chosen.equal, ordered=ordered)
+    by = lookup.best(connection, database, chosen.equal, ordered)
+    where = lookup.equal(database, chosen.equal, by)
     if chosen.after is not None:
         where.append(table.c.position > min(chosen.after, MAX_INT))
     if chosen.before is not None:
@@ -88,7 +89,7 @@ def failures(
 
 def _equal(table: sa.Table, chosen: Chosen) -> list[sa.ColumnElement[bool]]:
     return [
-        table.c[name].in_(value) if isinstance(value, tuple) else table.c[name] == value
+        lookup.is_any(table.c[name], value)
         for name, value in chosen.equal.items()
         if value is not None
     ]

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from kappa_log import KappaLog
 from kappa_log.storage import lookup
-from kappa_log.storage.database import driver_connection
 from kappa_log.storage.log import LogReader
 from kappa_log.storage.pages import Chosen, Page
 from support.logs import append
+from support.plans import asked, is_sorted, plan_of
 
 TABLE = "kappa_log_events"
 
@@ -45,42 +44,23 @@ def log(
         yield app
 
 
-def plan_of(app: KappaLog, query: str, parameters: Any) -> str:
-    """Return how the database would find the events of a query."""
-    with app.database.read() as connection:
-        if app.database.is_sqlite:
-            driver = driver_connection(connection)
-            found = driver.execute(f"EXPLAIN QUERY PLAN {query}", parameters)
-            return str(found.fetchall()[0][-1])
-        # So few rows are read faster than any index; nothing is known of their values.
-        connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-        connection.exec_driver_sql("SET LOCAL enable_bitmapscan = off")
-        found = driver_connection(connection).execute(f"EXPLAIN {query}", parameters)
-        return "\n".join(line for (line,) in found.fetchall())
-
-
 def found_by(app: KappaLog, look: Callable[[], list[Any]]) -> tuple[list[Any], str]:
     """Return what a look gives, and how the database found the events."""
-    found, query = asked(app, look)
+    found, query = queried(app, look)
     return found, plan_of(app, *query)
 
 
-def asked(
+def queried(
     app: KappaLog, look: Callable[[], list[Any]]
 ) -> tuple[list[Any], tuple[str, Any]]:
     """Return what a look gives, and its query of events with the values in it."""
-    statements: list[tuple[str, Any]] = []
-
-    def note(_: Any, __: Any, statement: str, values: Any, *___: Any) -> None:
-        if f"FROM {TABLE}" in statement and "payload" in statement:
-            statements.append((statement, values))
-
-    sa.event.listen(app.database.engine, "before_cursor_execute", note)
-    try:
+    with asked(app) as statements:
         found = look()
-    finally:
-        sa.event.remove(app.database.engine, "before_cursor_execute", note)
-    (query,) = statements
+    (query,) = (
+        (statement, values)
+        for statement, values in statements
+        if f"FROM {TABLE}" in statement and "payload" in statement
+    )
     return found, query
 
 
@@ -134,6 +114,15 @@ def _is_by_position(app: KappaLog, plan: str) -> bool:
     return _is_by_index(plan, "pkey")
 
 
+def test_neither_a_topic_nor_a_type_is_sorted_first(log: KappaLog) -> None:
+    """Their indexes have the order of the list, each in its own part."""
+    for wanted in ({"topic": "common"}, {"event_type": "common"}):
+        chosen = Chosen(equal=wanted)
+        found, plan = found_by(log, partial(log.event_page, chosen, PAGE))
+        assert len(found) >= 20
+        assert not is_sorted(plan), plan
+
+
 def test_any_of_several_values_are_looked_up_too(log: KappaLog) -> None:
     """They are as rare as all of them are."""
     for topics, kinds, index, number in (
@@ -153,7 +142,7 @@ def test_the_newest_of_a_topic_of_the_past_are_read_from_its_end_on(
     """The ledger knows where that is; all that came later is not read first."""
     monkeypatch.setattr(lookup, "RARE", 0)
 
-    found, (query, values) = asked(log, lambda: log.events(topic="rare"))
+    found, (query, values) = queried(log, lambda: log.events(topic="rare"))
 
     assert [event.position for event in found] == [3, 2, 1]
     assert _is_by_position(log, plan_of(log, query, values))

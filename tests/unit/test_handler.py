@@ -267,7 +267,13 @@ def test_a_plain_function_is_a_handler() -> None:
         ("some_handlers", "not of the form module:Class"),
         (":Good", "not of the form module:Class"),
         ("some_handlers:", "not of the form module:Class"),
-        ("no_such_module:Good", "cannot be imported: ModuleNotFoundError"),
+        (
+            "no_such_module:Good",
+            (
+                "cannot be imported: ModuleNotFoundError: "
+                "No module named 'no_such_module'$"
+            ),
+        ),
         (
             "broken_handlers:Good",
             "cannot be imported: ZeroDivisionError.* at broken_handlers.py, line",
